@@ -1,0 +1,5 @@
+#include "bind.h"
+
+namespace mixcore {
+void BindPlan(py::module_&) {}
+}  // namespace mixcore

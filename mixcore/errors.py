@@ -1,0 +1,25 @@
+"""What mixcore raises: every class below is a `MixcoreError`, and a builtin one where there is one."""
+
+
+class MixcoreError(Exception):
+    """Base of everything that mixcore raises on purpose."""
+
+
+class ArgumentError(MixcoreError, ValueError):
+    """An argument has a value that cannot be used; the message names it and shows the value."""
+
+
+class ArgumentTypeError(MixcoreError, TypeError):
+    """An argument has the wrong type; the message names it and shows what came instead."""
+
+
+class LedgerError(MixcoreError):
+    """A ledger is damaged, belongs to another run, or would be contradicted by an append."""
+
+
+class DataError(MixcoreError, ValueError):
+    """A data file (`.bin`, `.idx`) is damaged or is not what its header says."""
+
+
+class DeviceError(MixcoreError, RuntimeError):
+    """A device was asked for that this installation or this machine does not have."""
