@@ -219,7 +219,10 @@ class IndexedWriter:
 
 
 def _integers(name: str, values: ArrayLike) -> NDArray[np.integer[Any]]:
-    array_ = np.asarray(values)
+    try:
+        array_ = np.asarray(values)
+    except ValueError:  # lists of different lengths
+        raise ArgumentError(f"{name} must have one axis, got a ragged list") from None
     if array_.size == 0 and array_.ndim == 1:
         return np.empty(0, np.int64)  # numpy gives an empty list float64
     if array_.dtype.kind not in "iu":
