@@ -47,8 +47,8 @@ class GPTDataset:
     once. Mode `shuffled` drops another tail in each epoch. Its "documents" are the sequences of the
     `.idx`, as in Megatron: one each unless a document was written with `lengths`.
 
-    Pickles as its arguments and opens the files again; safe to fork. The arrays of an epoch (about
-    a tenth of a second for a million documents) are built when it is first asked for.
+    Pickles as its arguments and opens the files again; safe to fork. The arrays of an epoch are
+    built when it is first asked for (0.7 s for ten million documents on one 2026 server core).
 
     Args:
         prefix: Path of the corpus without `.bin` and `.idx`.
