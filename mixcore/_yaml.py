@@ -1,7 +1,7 @@
 """YAML with the traps taken out: keys given twice are found, and every value knows its line.
 
 Plain scalars follow the core schema of YAML 1.2 (yaml.org/spec/1.2.2, 10.3.2) instead of PyYAML's
-1.1: `1e6` is a number, `no` and `2024-01-01` are strings, `0123` is no octal number. Underscores in
+1.1: `1e6` is a number, `no` and `2024-01-01` are strings, `0123` is 123, not octal. Underscores in
 integers (`1_000_000`) stay allowed.
 """
 

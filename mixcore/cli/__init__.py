@@ -2,14 +2,13 @@
 
 import sys
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import click
 
 import mixcore
-from mixcore.cli.bench import bench
-from mixcore.cli.explain import explain
-from mixcore.cli.plan import plan
+from mixcore.cli import bench, explain, plan
 from mixcore.errors import MixcoreError
 
 MISTAKE = 2  # exit code of a user's mistake
@@ -18,12 +17,19 @@ MISTAKE = 2  # exit code of a user's mistake
 class _Commands(click.Group):
     """A group whose errors and warnings are one line on stderr, never a traceback."""
 
-    def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        *_: Any,
+        **extra: Any,
+    ) -> Any:
+        extra["standalone_mode"] = False  # click hands its errors over instead of printing them
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("always", UserWarning)
                 warnings.showwarning = _show_warning
-                result = super().main(*args, standalone_mode=False, **extra)
+                result = super().main(args, prog_name, **extra)
         except click.ClickException as e:
             message = e.format_message()
         except (MixcoreError, OSError) as e:
@@ -42,19 +48,16 @@ def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
 
 
 @click.group(
+    "mixcore",
     cls=_Commands,
+    epilog="\b\nExample:\n  mixcore plan mix.yaml\n  mixcore explain ledger.json --step 1000",
     invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 @click.version_option(mixcore.__version__, prog_name="mixcore")
 @click.pass_context
 def main(context: click.Context) -> None:
-    r"""The data mixture of a pretraining run as a pure function of position.
-
-    \b
-    Example:
-      mixcore plan mix.yaml
-      mixcore explain ledger.json --step 1000
+    """The data mixture of a pretraining run as a pure function of position.
 
     Exit code 2 and one line on stderr mean a mistake in what was asked or in a file.
     """
@@ -62,5 +65,5 @@ def main(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
-for _command in (plan, explain, bench):
-    main.add_command(_command)
+for _module in (plan, explain, bench):
+    main.add_command(_module.command)

@@ -121,17 +121,12 @@ def run(positions: int, repeats: int) -> Iterator[list[Row]]:
     yield change(2048, repeats)
 
 
-@click.command()
+@click.command("bench", epilog="\b\nExample:\n  mixcore bench --repeats 9")
 @click.option("--positions", type=click.IntRange(1, 10**9), default=10_000_000, show_default=True)
 @click.option("--repeats", type=click.IntRange(1, 1000), default=5, show_default=True)
 @click.option("--json", "json_", is_flag=True, help="Print the facts as JSON.")
-def bench(positions: int, repeats: int, json_: bool) -> None:
-    r"""Measure picks, look-ups and weight changes on this machine, one thread, order balanced.
-
-    \b
-    Example:
-      mixcore bench --repeats 9
-    """
+def command(positions: int, repeats: int, json_: bool) -> None:
+    """Measure picks, look-ups and weight changes on this machine, one thread, order balanced."""
     rows: list[Row] = []
     with show.progress() as bar:
         for made in bar.track(run(positions, repeats), total=6, description="measuring"):

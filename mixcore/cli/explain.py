@@ -19,7 +19,11 @@ KINDS = {
 }
 
 
-@click.command()
+@click.command(
+    "explain",
+    epilog="\b\nExample:\n  mixcore explain ledger.json --step 1000\n"
+    "  mixcore explain ledger.json --position 512000 --json",
+)
 @click.argument("ledger_file", metavar="LEDGER", type=click.Path(exists=True, dir_okay=False))
 @click.option("--step", type=click.IntRange(0, MAX_POSITION), help="Step, counted from 0.")
 @click.option("--position", type=click.IntRange(0, MAX_POSITION - 1), help="Any position in it.")
@@ -31,16 +35,10 @@ KINDS = {
     help="Show at most so many of the step's samples.",
 )
 @click.option("--json", "json_", is_flag=True, help="Print the facts as JSON.")
-def explain(
+def command(
     ledger_file: str, step: int | None, position: int | None, limit: int, json_: bool
 ) -> None:
-    r"""Show which domains and samples a step sees, and which decision says so.
-
-    \b
-    Example:
-      mixcore explain ledger.json --step 1000
-      mixcore explain ledger.json --position 512000 --json
-    """
+    """Show which domains and samples a step sees, and which decision says so."""
     facts = explain_facts(Ledger.load(ledger_file), step, position, limit)
     if json_:
         show.as_json({"file": ledger_file} | facts)

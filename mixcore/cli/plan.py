@@ -18,10 +18,11 @@ from mixcore.segment import Segment, segments
 
 CHUNK = 1 << 20  # positions that a sequential order is walked through at a time
 LEAF = 16  # times the domains: about as many positions as cost what one count of all domains does
+SHOWN = 8  # names or weights in one line of text
 GOOD_EPOCHS = 4  # Muennighoff et al. 2023, "Scaling Data-Constrained Language Models"
 
 
-@click.command()
+@click.command("plan", epilog="\b\nExample:\n  mixcore plan mix.yaml --train-samples 10000000")
 @click.argument("mix_yaml", type=click.Path(exists=True, dir_okay=False))
 @click.option(
     "--train-samples",
@@ -37,13 +38,8 @@ GOOD_EPOCHS = 4  # Muennighoff et al. 2023, "Scaling Data-Constrained Language M
     help="Show at most so many segments.",
 )
 @click.option("--json", "json_", is_flag=True, help="Print the facts as JSON.")
-def plan(mix_yaml: str, train_samples: int | None, limit: int, json_: bool) -> None:
-    r"""Show what a mix.yaml amounts to, per domain and exactly, and refuse what cannot work.
-
-    \b
-    Example:
-      mixcore plan mix.yaml --train-samples 10000000
-    """
+def command(mix_yaml: str, train_samples: int | None, limit: int, json_: bool) -> None:
+    """Show what a mix.yaml amounts to, per domain and exactly, and refuse what cannot work."""
     config = load_config(mix_yaml)
     with show.progress() as bar:
         facts = plan_facts(config, train_samples, limit, bar)
@@ -58,7 +54,7 @@ def plan_facts(
 ) -> dict[str, Any]:
     """The facts that `mixcore plan` prints.
 
-    Positions: `first_epoch_ends` is that of the domain's last new sample, `cap_reached` the first
+    Positions: `first_epoch_ends` is that of the last sample of epoch 0, `cap_reached` the first
     one at which the domain is no longer drawn.
 
     Raises:
@@ -143,10 +139,20 @@ def _last_new(sampler: Sampler) -> npt.NDArray[np.int64]:
 
 
 def _look(sampler: Sampler, start: int, stop: int, last: npt.NDArray[np.int64]) -> dict[int, int]:
-    """First epochs that end at positions start to stop - 1: domain -> position."""
+    """First epochs that end at positions start to stop - 1: domain -> position of the last sample.
+
+    In order balanced a batch draws its samples in an order of its own, so that the last draw of an
+    epoch need not be at its last position: both are in the same batch.
+    """
     p = sampler.picks(start, stop - start, fields=("domain", "draw"))
-    hits = np.flatnonzero(p.draw == last[p.domain])
-    return {int(p.domain[i]): start + int(i) for i in hits}
+    found = {}
+    for i in np.flatnonzero(p.draw == last[p.domain]).tolist():
+        d = int(p.domain[i])
+        first, size = sampler.ledger.batch_at(start + i)
+        batch = slice(i, first + size - start)
+        later = np.flatnonzero((p.domain[batch] == d) & (p.draw[batch] <= last[d]))
+        found[d] = start + i + int(later[-1])
+    return found
 
 
 def _search(sampler: Sampler, end: int, bar: Progress) -> dict[int, int]:
@@ -164,7 +170,9 @@ def _search(sampler: Sampler, end: int, bar: Progress) -> dict[int, int]:
             todo += [(start, middle, wanted[before]), (middle, stop, wanted[~before])]
             continue
         if len(wanted):
-            found |= _look(sampler, start, stop, last)
+            first = sampler.ledger.batch_at(start)[0]
+            final, size = sampler.ledger.batch_at(stop - 1)
+            found |= _look(sampler, first, final + size, last)  # whole batches
         bar.advance(task, stop - start)
     return found
 
@@ -228,22 +236,34 @@ def _notes(
             f"batch_size does not divide train_samples: the last {train_samples - end:,} samples "
             "are no full batch and are left out"
         )
-    for d, expected in zip(domains, spans.expected, strict=True):
+    paused, tiny, repeated = [], [], []
+    for d, expected in zip(domains, spans.expected.tolist(), strict=True):
         if d["samples"] == 0 and expected == 0:
-            notes.append(f"domain {d['name']!r} gets no sample: its weight is 0 throughout")
+            paused.append(d["name"])
         elif d["samples"] == 0:
-            notes.append(
-                f"domain {d['name']!r} gets no sample: its weight amounts to {expected:.3g} of one"
-            )
+            tiny.append(f"{d['name']} ({expected:.2g} of one)")
         elif d["epochs"] is not None and d["epochs"] > GOOD_EPOCHS:
-            notes.append(
-                f"domain {d['name']!r} is seen {d['epochs']:.2f} times; up to about "
-                f"{GOOD_EPOCHS} are nearly as good as new data (Muennighoff et al. 2023)"
-            )
+            repeated.append(f"{d['name']} ({d['epochs']:.1f})")
+    for names, what in (
+        (paused, "no sample, because the weight is 0 throughout"),
+        (tiny, "no sample, because the weight is too small for this length"),
+        (
+            repeated,
+            f"more than {GOOD_EPOCHS} epochs; up to about {GOOD_EPOCHS} are nearly as good as new "
+            "data (Muennighoff et al. 2023)",
+        ),
+    ):
+        if names:
+            notes.append(f"{what}: {_some(names)}")
     last = ledger.pieces[-1].start
     if last >= end:
         notes.append(f"the schedule goes on to position {last:,}, where the run has ended")
     return notes
+
+
+def _some(items: list[str]) -> str:
+    more = f" and {len(items) - SHOWN:,} more" if len(items) > SHOWN else ""
+    return ", ".join(items[:SHOWN]) + more
 
 
 def _print(facts: dict[str, Any]) -> None:
@@ -258,7 +278,7 @@ def _print(facts: dict[str, Any]) -> None:
         + (
             ""
             if bound is None
-            else f"; the weight tree keeps counts within {bound:.2f} samples of their ideal"
+            else f"; while weights stay, counts are within {bound:.2f} of their ideal"
         ),
     ]
     out.print(Text("\n".join(lines)))
@@ -272,12 +292,11 @@ def _print(facts: dict[str, Any]) -> None:
     rows = []
     for s in facts["segments"]:
         weights = [f"{name} {w:.4g}" for name, w in s["weights"].items()]
-        text = ", ".join(weights[:8]) + (f", {len(weights) - 8} more" if len(weights) > 8 else "")
         numbers = [number(s[key]) for key in ("step", "start", "end", "batch_size", "bound")]
-        rows.append([s["kind"], *numbers, text])
+        rows.append([s["kind"], *numbers, _some(weights)])
     if rows:
-        more = facts["num_segments"] - len(rows)
-        title = "Segments" + (f" (the first {len(rows)}; {more:,} more)" if more else "")
+        hidden = facts["num_segments"] - len(rows)
+        title = "Segments" + (f" (the first {len(rows)}; {hidden:,} more)" if hidden else "")
         columns = ["kind", "from step", "position", "to", "batch size", "bound", "weights"]
         out.print(show.table(title, columns, rows))
     for note in facts["notes"]:
