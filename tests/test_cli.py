@@ -303,7 +303,7 @@ def test_explain_text(saved):
     _, file = saved
     out = run("explain", file, "--step", "49").stdout
     assert "step 49: positions 25,088 to 25,599 (512 samples)" in out
-    assert "decision 1, at position 25,088 by odm, its weights: step 49 of odm" in out
+    assert "decision 1, at position 25,088 by odm: step 49 of odm" in out
     assert "the first 8 of 512" in out
 
 
@@ -326,6 +326,16 @@ def test_explain_a_schedule(tmp_path):
     assert after["segment"]["bound"] is None
     out = run("explain", str(tmp_path / "l"), "--step", "50").stdout
     assert "its schedule: start" in out
+
+
+def test_explain_a_batch_size(tmp_path):
+    ledger = mixcore.Ledger([mixcore.Domain("a", 100)], [1], batch_size=10)
+    ledger.append(100, batch_size=25, reason="ramp-up")
+    ledger.save(tmp_path / "l")
+    facts = facts_of("explain", str(tmp_path / "l"), "--step", "11")
+    assert (facts["position"], facts["batch_size"]) == (125, 25)
+    assert facts["decision"]["reason"] == "ramp-up"
+    assert not facts["decision"]["scheduled"]
 
 
 def test_explain_before_a_domain_was_added(tmp_path):

@@ -86,8 +86,8 @@ def explain_facts(
             "position": decision.position,
             "author": decision.author,
             "reason": decision.reason,
-            "scheduled": ledger.piece_at(first).start > decision.position
-            or decision.shares is None,
+            "scheduled": decision.schedule is not None
+            and ledger.piece_at(first).start >= decision.schedule.steps[0].position,
         },
         "domains": [
             {
@@ -130,13 +130,13 @@ def _print(file: str, facts: dict[str, Any]) -> None:
     first, size = facts["position"], facts["batch_size"]
     to = "on" if segment["end"] is None else f"to {segment['end'] - 1:,}"
     by = f" by {decision['author']}" if decision["author"] else ""
-    what = "its schedule" if decision["scheduled"] else "its weights"
+    planned = ", its schedule" if decision["scheduled"] else ""
     lines = [
         f"{file}: order {facts['order']}, seed {facts['seed']}",
         f"step {facts['step']:,}: positions {first:,} to {first + size - 1:,} ({size:,} samples)",
         f"segment: positions {segment['start']:,} {to}, from step {segment['first_step']:,}: "
         + KINDS[segment["kind"]],
-        f"decision {decision['number']}, at position {decision['position']:,}{by}, {what}: "
+        f"decision {decision['number']}, at position {decision['position']:,}{by}{planned}: "
         + (decision["reason"] or "no reason given"),
     ]
     if facts["asked"] is not None:
