@@ -180,6 +180,7 @@ class _Domains:
         self.paths: list[Path | None] = []
         self.weights: dict[str, float | None] = {}  # path of the entry -> weight
         self._names: list[str | None] = []
+        self._first: dict[str, str] = {}  # name -> path of the entry that has it
 
     @property
     def names(self) -> list[str] | None:
@@ -231,12 +232,12 @@ class _Domains:
         name = self.check.call(f"{path}.name", _checks.text, body["name"])
         if name == "":
             self.check.add(f"{path}.name", f"{path}.name must not be empty, got ''")
-        elif name is not None and name in self._names:
-            first = self._names.index(name)
+        elif name is not None and name in self._first:
             self.check.add(
-                f"{path}.name", f"{path}.name is {name!r}, as is that of domains[{first}]"
+                f"{path}.name", f"{path}.name is {name!r}, as is that of {self._first[name]}"
             )
-        elif name:
+        elif name is not None:
+            self._first[name] = path
             self._names[-1] = name
         return name
 

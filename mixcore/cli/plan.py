@@ -17,7 +17,7 @@ from mixcore.sampler import Sampler
 from mixcore.segment import Segment, segments
 
 CHUNK = 1 << 20  # positions that a sequential order is walked through at a time
-LEAF = 16  # times the domains: about as many positions as cost what one count of all domains does
+LEAF = 1 << 14  # positions that are searched by looking at all of them; more for many domains
 SHOWN = 8  # names or weights in one line of text
 GOOD_EPOCHS = 4  # Muennighoff et al. 2023, "Scaling Data-Constrained Language Models"
 
@@ -158,7 +158,7 @@ def _look(sampler: Sampler, start: int, stop: int, last: npt.NDArray[np.int64]) 
 def _search(sampler: Sampler, end: int, bar: Progress) -> dict[int, int]:
     """First epochs that end before `end`, by bisection: order balanced counts at any position."""
     last = _last_new(sampler)
-    leaf = max(LEAF * len(last), 1 << 14)
+    leaf = max(LEAF, 16 * len(last))  # about as dear as one count of all domains
     task = bar.add_task("first epochs", total=end)
     found: dict[int, int] = {}
     todo = [(0, end, np.flatnonzero((last >= 0) & (sampler.counts(end) > last)))]
