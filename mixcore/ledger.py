@@ -26,6 +26,7 @@ from mixcore.schedule import (
     resolve,
     schedule_from,
 )
+from mixcore.segment import Segment, segment_at
 
 ORDERS = ("balanced", "megatron", "random")
 ON_CAP = ("redistribute", "stop", "error")
@@ -176,6 +177,10 @@ class Ledger:
                 return steps + (position - piece.start) // piece.batch_size
             steps += (after - piece.start) // piece.batch_size
         raise AssertionError("unreachable: the last piece is open-ended")
+
+    def explain(self, position: int) -> Segment:
+        """What is in force at a position, from where to where, and by which decision."""
+        return segment_at(self, position)
 
     def end(self, horizon: int = MAX_POSITION) -> tuple[int, str] | None:
         """Where the run must end at or before `horizon`: (position, domain to blame), or None."""
