@@ -133,7 +133,7 @@ class MixBatchSampler:
             "format": FORMAT,
             "position": position,
             "digest": self.ledger.digest_at(position),
-            "micro_batch_size": self.micro_batch_size,  # these two bind nobody, see _unwrap
+            "micro_batch_size": self.micro_batch_size,  # these two bind nobody, see _stride
             "world_size": self.world_size,
         }
 
@@ -194,7 +194,7 @@ class MixBatchSampler:
         if first + size > limit:
             return None
         end = self.ledger.end(first + size)
-        if end is not None:
+        if end is not None and end[0] < first + size:
             if self.ledger.on_cap == "error":
                 raise CapError(
                     f"the run ends at position {end[0]}: domain {end[1]!r} has nothing left "
@@ -280,13 +280,14 @@ def _unwrap(state: Any) -> tuple[Mapping[str, Any], int]:
     if not isinstance(state, Mapping):
         raise ArgumentTypeError(f"state must be a mapping, got {state!r}")
     since = 0
-    if "_snapshot" in state:
-        since = state["_steps_since_snapshot"]
-        state = state["_snapshot"]["_main_snapshot"]
-    if "_index_sampler_state" in state:
+    if isinstance(state.get("_snapshot"), Mapping):
+        name = "_steps_since_snapshot"
+        since = integer(f"state[{name!r}]", state.get(name), 0, MAX_POSITION)
+        state = state["_snapshot"].get("_main_snapshot")
+    if isinstance(state, Mapping) and "_index_sampler_state" in state:
         state = state["_index_sampler_state"]
-    if not isinstance(state, Mapping) or state.get("format") != FORMAT:
-        found = state.get("format") if isinstance(state, Mapping) else state
+    found = state.get("format") if isinstance(state, Mapping) else state
+    if found != FORMAT:
         raise ArgumentError(f"state must have the format {FORMAT!r}, got {found!r}")
     missing = {"position", "digest", "micro_batch_size", "world_size"} - state.keys()
     if missing:
