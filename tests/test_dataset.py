@@ -61,7 +61,7 @@ def test_a_dataset_may_take_the_epoch():
 
 def test_batches_carry_their_domains():
     ledger = make()
-    datasets = {"web": np.arange(8).reshape(4, 2), "code": torch.arange(100, 106).reshape(3, 2)}
+    datasets = {"web": np.arange(8).reshape(4, 2), "code": np.arange(100, 106).reshape(3, 2)}
     loader = DataLoader(
         MixDataset(ledger, datasets), batch_sampler=MixBatchSampler(ledger, 4, end=32)
     )
