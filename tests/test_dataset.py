@@ -167,7 +167,7 @@ def test_bad_datasets(datasets, error, match):
 
 
 def test_bad_ledger():
-    with pytest.raises(TypeError, match="ledger must be a mixcore.Ledger"):
+    with pytest.raises(TypeError, match=r"ledger must be a mixcore\.Ledger"):
         MixDataset({"web": [0]}, make())
 
 
@@ -190,7 +190,7 @@ def test_bad_additions(name, data, match):
 
 @pytest.mark.parametrize("key", [5, (1, 2), "abcde", None])
 def test_bad_keys(key):
-    with pytest.raises(TypeError, match="key must be a mixcore.batches.Key"):
+    with pytest.raises(TypeError, match=r"key must be a mixcore\.batches\.Key"):
         both()[key]
 
 

@@ -1,4 +1,4 @@
-"""Take the state, advance past it, build anew, restore: the joined run equals the uninterrupted one.
+"""Take the state, advance past it, build anew, restore: the joined run is the uninterrupted one.
 
 Both loader classes, with and without workers; the ranks of a data-parallel run are simulated in one
 process. The uninterrupted run is asked of the ledger alone, so no loader vouches for another.
