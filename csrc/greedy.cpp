@@ -9,6 +9,7 @@ namespace mixcore {
 namespace {
 
 constexpr std::int64_t kChunk = 1024;  // draws at a time, the length of the scratch columns
+constexpr std::int64_t kLeastSpan = 4;
 constexpr double kLeastSlack = 1e-12;
 constexpr double kInf = std::numeric_limits<double>::infinity();
 
@@ -78,7 +79,7 @@ void Greedy::Seek(std::int64_t i, const std::int64_t* counts) {
     lists_[l].num = 0;
     lists_[l].end = i;
   }
-  last_best_ = lowest_ = kInf;
+  last_best_ = kInf;
 }
 
 void Greedy::Run(std::int64_t n, std::int32_t* domain_out, std::int64_t* count_out) {
@@ -98,12 +99,13 @@ void Greedy::Run(std::int64_t n, std::int32_t* domain_out, std::int64_t* count_o
     block.lowest = kInf;
     const std::int64_t done = kernels.draw(block, has_debts_);
     last_best_ = block.last;
-    lowest_ = std::min(lowest_, block.lowest);
+    leaf.lowest = std::min(leaf.lowest, block.lowest);
     const std::int32_t drawn = done > 0 ? block.domain_out[done - 1] : -1;
     if (drawn >= 0 && counts_[drawn] == limits_[drawn]) {
       Retire(drawn);
     } else if (done < block.steps) {
       leaf.end = i_ + done;
+      leaf.fell_short = true;
     }
     i_ += done;
     n -= done;
@@ -126,6 +128,7 @@ void Greedy::Flush(std::size_t level) {
   const GreedyList& list = lists_[level];
   GreedyList& above = lists_[level - 1];
   for (std::int32_t k = 0; k < list.num; ++k) above.count[list.up[k]] = list.count[k];
+  above.lowest = std::min(above.lowest, list.lowest);
 }
 
 void Greedy::Refresh() {
@@ -141,7 +144,6 @@ void Greedy::Refresh() {
       Flush(level);
     }
   }
-  lowest_ = kInf;
 }
 
 // Build list `level` for the steps from i_ on. False if the best error of the list above is below
@@ -151,14 +153,15 @@ bool Greedy::Build(std::size_t level) {
   const GreedyList& from = lists_[level - 1];
   GreedyList& to = lists_[level];
   const bool innermost = level + 1 == lists_.size();
-  if (innermost && to.num > 0) {
-    const double margin = lowest_ - to.floor;
-    if (margin < 0) {
-      to.slack *= 1.3;
-    } else if (margin > 0.3 * to.slack) {
-      to.slack = std::max(0.9 * to.slack, kLeastSlack);
-    }
+  // Short of the end about one time in ten is cheapest: a longer list costs at every step.
+  if (to.fell_short) {
+    to.slack *= 1.3;
+  } else if (to.lowest - to.floor > 0.25 * to.slack) {
+    to.slack = std::max(0.97 * to.slack, kLeastSlack);
   }
+  to.fell_short = false;
+  to.lowest = kInf;
+  const std::int32_t wanted = kernels.room - kernels.room / 8;
   double floor = last_best_ - to.slack;
   for (;;) {
     to.floor = std::max(from.floor, floor);
@@ -167,7 +170,7 @@ bool Greedy::Build(std::size_t level) {
         kernels.sieve(from, to, Multiplier(i_), Multiplier(to.end - 1), has_debts_);
     if (best < from.floor) {
       last_best_ = best;
-      lists_[level - 1].slack *= 1.3;
+      lists_[level - 1].fell_short = true;
       to.num = 0;
       return false;
     }
@@ -176,13 +179,14 @@ bool Greedy::Build(std::size_t level) {
       continue;
     }
     if (!innermost) break;
-    if (to.num > kernels.room && to.span > 4) {
-      to.span /= 2;
-      to.slack = std::max(to.slack / 2, kLeastSlack);
+    if (to.num > kernels.room && to.span > kLeastSpan) {
+      to.span = std::max(kLeastSpan, to.span * wanted / to.num);
+      if (to.span == kLeastSpan) to.slack = std::max(to.slack / 2, kLeastSlack);
       floor = best - to.slack;
       continue;
     }
-    if (to.num < kernels.room - kernels.room / 4) to.span += to.span / 8 + 1;
+    if (to.num < wanted) to.span += to.span / 16 + 1;
+    if (to.num > wanted) to.span -= to.span / 16;
     break;
   }
   Pad(to);

@@ -31,6 +31,8 @@ struct GreedyList {
   std::int64_t end = std::numeric_limits<std::int64_t>::max();  // good for steps before this one
   std::int64_t span = 0;  // steps to build for, adapted
   double slack = 0;       // how far below the best error the floor is put, adapted
+  double lowest = std::numeric_limits<double>::infinity();  // best error since it was built
+  bool fell_short = false;  // the best error went below the floor before `end`
 };
 
 class Greedy {
@@ -64,7 +66,6 @@ class Greedy {
   bool has_debts_;
   std::int64_t i_ = 0;
   double last_best_ = std::numeric_limits<double>::infinity();
-  double lowest_ = std::numeric_limits<double>::infinity();  // best errors since the last Build
 };
 
 }  // namespace mixcore
