@@ -24,7 +24,7 @@ inline double Error(const GreedyList& list, std::int32_t k, double drawn) {
 
 // Book the draw of list place `k` at step t of the block; true if that was the domain's last one.
 inline bool Book(GreedyBlock& b, std::int64_t t, std::int32_t k) {
-  const std::int32_t domain = b.list->domain[k];
+  const std::int32_t domain = b.list->id[k];
   b.domain_out[t] = domain;
   const std::int64_t count = b.counts[domain]++;
   b.count_out[t] = count;
@@ -57,7 +57,7 @@ inline void Keep(const GreedyList& from, GreedyList& to, std::int32_t k) {
   to.count[place] = from.count[k];
   to.debt[place] = from.debt[k];
   to.up[place] = k;
-  to.domain[place] = from.domain[k];
+  to.id[place] = from.id[k];
 }
 
 double SievePlain(const GreedyList& from, GreedyList& to, double first, double last, bool) {
@@ -401,11 +401,11 @@ MIXCORE_AVX512 double Sieve512(const GreedyList& from, GreedyList& to, double fi
     _mm512_storeu_pd(&to.weight[num], _mm512_maskz_compress_pd(kept, weight));
     _mm512_storeu_pd(&to.count[num], _mm512_maskz_compress_pd(kept, count));
     if (kDebts) _mm512_storeu_pd(&to.debt[num], _mm512_maskz_compress_pd(kept, debt));
-    const __m256i domain = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(&from.domain[k]));
+    const __m256i id = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(&from.id[k]));
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(&to.up[num]),
                         _mm256_maskz_compress_epi32(kept, place));
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(&to.domain[num]),
-                        _mm256_maskz_compress_epi32(kept, domain));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(&to.id[num]),
+                        _mm256_maskz_compress_epi32(kept, id));
     place = _mm256_add_epi32(place, _mm256_set1_epi32(8));
     num += __builtin_popcount(kept);
   }
