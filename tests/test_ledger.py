@@ -186,9 +186,7 @@ def test_native_plan_agrees_with_the_twin_through_the_ledger():
     ledger = make_ledger(4, [1, 2, 3, 4], batch_size=20, seed=9, size=70)
     ledger.append(1_000, [4, 3, 2, 1])
     specs = [reference.DomainSpec(d.key(9), d.size, d.cap) for d in ledger.domains]
-    pieces = [
-        reference.PieceSpec(p.start, p.batch_size, p.shares.tolist()) for p in ledger.pieces
-    ]
+    pieces = [reference.PieceSpec(p.start, p.batch_size, p.shares.tolist()) for p in ledger.pieces]
     key = mixcore.domains.stream_key(9, "order", "balanced")
     want = reference.Run("balanced", key, specs, pieces).picks(2_000)
     assert [tuple(c) for c in rows(ledger, 0, 2_000).T.tolist()] == want

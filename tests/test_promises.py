@@ -75,7 +75,9 @@ def test_constant_weights(num, kind):
     batch = 1_000
     steps = 1_000 if num < 2_048 else 250
     for seed in range(3 if num < 2_048 else 1):
-        worst = worst_deviation(num, [kind], batch, steps, hold=steps, append_every=steps, seed=seed)
+        worst = worst_deviation(
+            num, [kind], batch, steps, hold=steps, append_every=steps, seed=seed
+        )
         assert worst <= 1.5
 
 
@@ -132,7 +134,9 @@ def test_the_same_weights_again_10_000_times(num):
         often.append(i * 16, 16, weights, None)
     assert np.array_equal(often.counts(160_000), once.counts(160_000))
     for first in (0, 79_990, 150_000):
-        for a, b in zip(often.picks(first, 5_000, 1, 15), once.picks(first, 5_000, 1, 15), strict=True):
+        for a, b in zip(
+            often.picks(first, 5_000, 1, 15), once.picks(first, 5_000, 1, 15), strict=True
+        ):
             assert np.array_equal(a, b)
 
 
