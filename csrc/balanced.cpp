@@ -317,7 +317,7 @@ void BalancedPlan::PicksOfRange(i64 start, i64 count, const Fields& out) const {
     const std::size_t index = Find(start + done);
     const i64 stop = index + 1 < segments_.size() ? segments_[index + 1]->start : kNever;
     i64 n = std::min(count - done, stop - start - done);
-    n = std::min(n, std::max<i64>(1 << 14, segments_[index]->batch()));  // stay in the cache
+    n = std::min(n, std::max<i64>(1 << 15, segments_[index]->batch()));  // stay in the cache
     const Fields here = out.At(done);
     i32* d = here.domain;
     i64* x = here.draw;

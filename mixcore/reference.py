@@ -42,7 +42,7 @@ def permute(n: int, w: tuple[int, int, int, int], x: int) -> int:
     """The image of x under the permutation of range(n) that the four words choose."""
     a = isqrt(n - 1) + 1 if n > 1 else 1  # ceil(sqrt(n))
     b = -(-n // a)
-    rounds = 24 if n < 64 else 8 if n < 65536 else 6
+    rounds = 24 if n < 64 else 8 if n < 1000 else 6
     while True:
         hi, lo = divmod(x, a)
         even, odd = w[0], w[1]
