@@ -42,9 +42,8 @@ std::int64_t DrawPlain(GreedyBlock& b, bool) {
       place = error > best ? k : place;
       best = std::max(best, error);
     }
-    b.last = best;
-    b.lowest = std::min(b.lowest, best);
     if (best < list.floor) return t;
+    b.lowest = std::min(b.lowest, best);
     list.count[place] += 1.0;
     if (Book(b, t, place)) return t + 1;
   }
@@ -91,7 +90,7 @@ MIXCORE_AVX2 __attribute__((always_inline)) inline std::int64_t Body256(GreedyBl
   const __m256d one = _mm256_set1_pd(1.0);
   __m256d drawn = _mm256_set1_pd(static_cast<double>(std::max<std::int64_t>(b.first, 1)));
   const double floor = list.floor;
-  double lowest = b.lowest, top = b.last;
+  double lowest = b.lowest;
   std::int64_t t = 0;
   for (bool spent = false; t < b.steps && !spent; ++t) {
 #pragma GCC unroll 8
@@ -115,9 +114,9 @@ MIXCORE_AVX2 __attribute__((always_inline)) inline std::int64_t Body256(GreedyBl
       hit[v] = _mm256_cmp_pd(error[v], all, _CMP_EQ_OQ);
       bits |= static_cast<unsigned>(_mm256_movemask_pd(hit[v])) << (4 * v);
     }
-    top = _mm256_cvtsd_f64(all);
-    lowest = std::min(lowest, top);
+    const double top = _mm256_cvtsd_f64(all);
     if (top < floor) break;
+    lowest = std::min(lowest, top);
     const int place = __builtin_ctz(bits);
     if (__builtin_expect((bits & (bits - 1)) != 0, 0)) {  // a tie: the lowest domain
       __m256i lane = _mm256_setr_epi64x(0, 1, 2, 3);
@@ -135,7 +134,6 @@ MIXCORE_AVX2 __attribute__((always_inline)) inline std::int64_t Body256(GreedyBl
 #pragma GCC unroll 8
   for (int v = 0; v < V; ++v) _mm256_storeu_pd(&list.count[4 * v], count[v]);
   b.lowest = lowest;
-  b.last = top;
   return t;
 }
 
@@ -161,9 +159,9 @@ MIXCORE_AVX2 std::int64_t DrawLong256(GreedyBlock& b) {
       other = _mm256_max_pd(other, Errors256(list, k + 4, multiplier));
     }
     best = AllMax(_mm256_max_pd(best, other));
-    b.last = _mm256_cvtsd_f64(best);
-    b.lowest = std::min(b.lowest, b.last);
-    if (b.last < list.floor) return t;
+    const double top = _mm256_cvtsd_f64(best);
+    if (top < list.floor) return t;
+    b.lowest = std::min(b.lowest, top);
     int bits = 0;
     std::int32_t k = 0;
     for (; bits == 0; k += 4) {
@@ -252,7 +250,7 @@ MIXCORE_AVX512 std::int64_t Draw512(GreedyBlock& b) {
   const __m512d one = _mm512_set1_pd(1.0);
   __m512d drawn = _mm512_set1_pd(static_cast<double>(std::max<std::int64_t>(b.first, 1)));
   const double floor = list.floor;
-  double lowest = b.lowest, top = b.last;
+  double lowest = b.lowest;
   std::int64_t t = 0;
   for (bool spent = false; t < b.steps && !spent; ++t) {
 #pragma GCC unroll 8
@@ -278,9 +276,9 @@ MIXCORE_AVX512 std::int64_t Draw512(GreedyBlock& b) {
       hit[v] = _mm512_cmp_pd_mask(error[v], all, _CMP_EQ_OQ);
       bits |= static_cast<std::uint64_t>(hit[v]) << (8 * v);
     }
-    top = _mm512_cvtsd_f64(all);
-    lowest = std::min(lowest, top);
+    const double top = _mm512_cvtsd_f64(all);
     if (top < floor) break;
+    lowest = std::min(lowest, top);
     if (__builtin_expect((bits & (bits - 1)) != 0, 0)) {  // a tie: the lowest domain
       bits &= ~bits + 1;
 #pragma GCC unroll 8
@@ -299,7 +297,6 @@ MIXCORE_AVX512 std::int64_t Draw512(GreedyBlock& b) {
 #pragma GCC unroll 8
   for (int v = 0; v < V; ++v) _mm512_storeu_pd(&list.count[8 * v], count[v]);
   b.lowest = lowest;
-  b.last = top;
   return t;
 }
 
@@ -323,9 +320,9 @@ MIXCORE_AVX512 std::int64_t DrawLong512(GreedyBlock& b) {
     }
     if (k < num) best = _mm512_max_pd(best, errors(k, multiplier));
     best = AllMax(_mm512_max_pd(best, other));
-    b.last = _mm512_cvtsd_f64(best);
-    b.lowest = std::min(b.lowest, b.last);
-    if (b.last < list.floor) return t;
+    const double top = _mm512_cvtsd_f64(best);
+    if (top < list.floor) return t;
+    b.lowest = std::min(b.lowest, top);
     unsigned bits = 0;
     for (k = 0; bits == 0; k += 8) {
       bits = _mm512_cmp_pd_mask(errors(k, multiplier), best, _CMP_EQ_OQ);
@@ -421,7 +418,7 @@ double SieveAny512(const GreedyList& from, GreedyList& to, double first, double 
 
 constexpr GreedyKernels kPlainKernels{DrawPlain, SievePlain, 24};
 #ifdef MIXCORE_X86
-constexpr GreedyKernels kAvx2Kernels{DrawAny256, Sieve256, 32};
+constexpr GreedyKernels kAvx2Kernels{DrawAny256, Sieve256, 24};
 constexpr GreedyKernels kAvx512Kernels{DrawAny512, SieveAny512, 64};
 #endif
 

@@ -15,7 +15,7 @@ struct GreedyBlock {
   const std::int64_t* limits;     // by domain; the block ends after the draw that reaches one
   std::int32_t* domain_out;
   std::int64_t* count_out;
-  double lowest, last;            // out: smallest and last best error
+  double lowest;  // out: the smallest best error of a draw
 };
 
 struct GreedyKernels {
