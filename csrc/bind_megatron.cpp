@@ -144,9 +144,9 @@ Isa IsaOf(const std::string& name) {
 }
 
 // The class itself, for tests: any start, debts, the same run cut into `parts` calls.
-py::tuple RunGreedy(const py::object& weights_in, const py::object& debts_in,
-                    std::int64_t start, const py::object& counts_in, std::int64_t n,
-                    const std::string& isa, std::int64_t part) {
+py::tuple RunGreedy(const py::object& weights_in, const py::object& debts_in, std::int64_t start,
+                    const py::object& counts_in, std::int64_t n, const std::string& isa,
+                    std::int64_t part) {
   const Floats weights = CheckedFloats(weights_in, "weights", false);
   const std::int32_t num = CheckedNum("weights", weights.size());
   const auto same_length = [num](const char* name, py::ssize_t length) {
@@ -224,8 +224,9 @@ py::array SampleIdx(const py::object& sizes_in, const py::object& document_idx_i
   shape.num_samples =
       NumSamples(num_epochs * tokens_per_epoch - extra, shape.seq_length, drop_last);
   CheckRange("the number of samples", shape.num_samples, 0, kMaxSize);
-  const int workers = threads > 0 ? static_cast<int>(threads)
-                                  : std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
+  const int workers = threads > 0
+                          ? static_cast<int>(threads)
+                          : std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
   const bool wide = bits == 64 || (bits == 0 && documents.size() > kMaxInt);
   return wide ? SampleRows<std::int64_t>(sizes.data(), documents.data(), shape, workers, plain)
               : SampleRows<std::int32_t>(sizes.data(), documents.data(), shape, workers, plain);

@@ -102,7 +102,8 @@ void Greedy::Seek(std::int64_t i, const std::int64_t* counts) {
   for (int l = 1; l <= sieves; ++l) {
     const double ratio = std::max(1.0, 2.0 * entries / room);
     const double power = static_cast<double>(sieves - l) / sieves;
-    lists_[l].span = std::max<std::int64_t>(kLeastSpan, std::llround(room / 2 * std::pow(ratio, power)));
+    lists_[l].span =
+        std::max<std::int64_t>(kLeastSpan, std::llround(room / 2 * std::pow(ratio, power)));
     lists_[l].slack = 0.25;
     lists_[l].end = i;
   }

@@ -1,18 +1,19 @@
 // Megatron's blending rule, bit-exact, without looking at every domain at every step.
 //
-//   error_d(i) = weight_d * max(i, 1) - count_d   [+ debt_d],   draw the largest, ties to the lowest d
+//   error_d(i) = weight_d * max(i, 1) - count_d   [+ debt_d],   draw the largest, ties to the
+//   lowest d
 //
-// in doubles, each operation rounded on its own. Between two draws of a domain its error only rises,
-// in rounded arithmetic too (rounding is monotone), so the error it would have at the last step of
-// a block without being drawn bounds it from above over the whole block. Each list below keeps
-// the domains of the list above it whose bound reaches a floor; a step is decided by the innermost
-// list as long as the best error there is at or above the floor, and then no other domain can have
-// won. When it falls below, the lists are built anew with a lower floor. All comparisons are
-// between the same doubles as in the plain loop (greedy_plain.h), hence the same bytes.
+// in doubles, each operation rounded on its own. Between two draws of a domain its error only
+// rises, in rounded arithmetic too (rounding is monotone), so the error it would have at the last
+// step of a block without being drawn bounds it from above over the whole block. Each list below
+// keeps the domains of the list above it whose bound reaches a floor; a step is decided by the
+// innermost list as long as the best error there is at or above the floor, and then no other domain
+// can have won. When it falls below, the lists are built anew with a lower floor. All comparisons
+// are between the same doubles as in the plain loop (greedy_plain.h), hence the same bytes.
 //
-// Domains with equal weights and debts would all tie and fill the lists. They take turns in order of
-// their numbers, so each such group is one entry, a queue, down to the innermost list, which takes
-// no more members of it than it has steps.
+// Domains with equal weights and debts would all tie and fill the lists. They take turns in order
+// of their numbers, so each such group is one entry, a queue, down to the innermost list, which
+// takes no more members of it than it has steps.
 #pragma once
 
 #include <cstdint>
@@ -25,8 +26,8 @@ namespace mixcore {
 enum class Isa { kPlain, kAvx2, kAvx512 };
 Isa BestIsa();
 
-// Candidates as columns, padded with lanes whose error is minus infinity. In the innermost list they
-// are domains, in ascending order; in the others they are queues (see Greedy).
+// Candidates as columns, padded with lanes whose error is minus infinity. In the innermost list
+// they are domains, in ascending order; in the others they are queues (see Greedy).
 struct GreedyList {
   std::vector<double> weight, count, debt;
   std::vector<std::int32_t> up;  // place in the list above
@@ -34,8 +35,8 @@ struct GreedyList {
   std::int32_t num = 0;
   double floor = -std::numeric_limits<double>::infinity();
   std::int64_t end = std::numeric_limits<std::int64_t>::max();  // good for steps before this one
-  std::int64_t span = 0;  // steps to build for, adapted
-  double slack = 0;       // how far below the best error the floor is put, adapted
+  std::int64_t span = 0;                                        // steps to build for, adapted
+  double slack = 0;  // how far below the best error the floor is put, adapted
   double lowest = std::numeric_limits<double>::infinity();  // best error since it was built
   bool fell_short = false;  // the best error went below the floor before `end`
 };

@@ -5,7 +5,8 @@
 
 #if defined(__x86_64__) && defined(__GNUC__)
 #define MIXCORE_X86 1
-// GCC 12 takes the "undefined" operands inside its own AVX-512 header for a mistake (its bug 105593).
+// GCC 12 takes the "undefined" operands inside its own AVX-512 header for a mistake (its bug
+// 105593).
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #pragma GCC diagnostic ignored "-Wuninitialized"
 #include <immintrin.h>
@@ -16,7 +17,8 @@ namespace {
 
 constexpr double kInf = std::numeric_limits<double>::infinity();
 
-// ---- any machine ---------------------------------------------------------------------------------
+// ---- any machine
+// ---------------------------------------------------------------------------------
 
 inline double Error(const GreedyList& list, std::int32_t k, double drawn) {
   return list.weight[k] * drawn - list.count[k] + list.debt[k];
@@ -71,7 +73,8 @@ double SievePlain(const GreedyList& from, GreedyList& to, double first, double l
 
 #ifdef MIXCORE_X86
 
-// ---- AVX2 ----------------------------------------------------------------------------------------
+// ---- AVX2
+// ----------------------------------------------------------------------------------------
 
 #define MIXCORE_AVX2 __attribute__((target("avx2,bmi,popcnt")))
 
@@ -220,7 +223,8 @@ MIXCORE_AVX2 double Sieve256(const GreedyList& from, GreedyList& to, double firs
   return _mm256_cvtsd_f64(AllMax(best));
 }
 
-// ---- AVX-512 -------------------------------------------------------------------------------------
+// ---- AVX-512
+// -------------------------------------------------------------------------------------
 
 #define MIXCORE_AVX512 __attribute__((target("avx512f,avx512dq,avx512vl,bmi,popcnt")))
 

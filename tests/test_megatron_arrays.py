@@ -97,9 +97,7 @@ def test_golden_exhaust(case):
     sizes = np.array(case["sizes"])
     assert_pair(build_exhaustive_blending_indices(case["sizes"]), case["drawn"])
     assert_pair(_core.exhaustive_plain(sizes), case["drawn"])
-    assert (
-        reference_megatron.build_exhaustive_blending_indices(case["sizes"])[0] == case["drawn"]
-    )
+    assert reference_megatron.build_exhaustive_blending_indices(case["sizes"])[0] == case["drawn"]
 
 
 @pytest.mark.parametrize("case", GOLDEN["sample_idx"])
