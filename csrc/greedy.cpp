@@ -12,6 +12,8 @@ namespace {
 
 constexpr std::int64_t kChunk = 1024;  // draws at a time, the length of the scratch columns
 constexpr std::int64_t kLeastSpan = 4;
+constexpr std::int32_t kQueuedRoom =
+    32;  // members of a queue tie, and ties cost more in long lists
 constexpr double kLeastSlack = 1e-12;
 constexpr double kInf = std::numeric_limits<double>::infinity();
 
@@ -217,8 +219,8 @@ void Greedy::Expand(const GreedyList& sieved, GreedyList& leaf, std::int64_t ste
   for (std::int32_t k = 0; k < sieved.num; ++k) {
     const Queue& queue = queues_[sieved.id[k]];
     const auto taken = static_cast<std::int32_t>(std::min<std::int64_t>(queue.size, steps));
-    for (std::int32_t m = 0; m < taken; ++m) {
-      const std::int32_t turn = (queue.next + m) % queue.size;
+    for (std::int32_t m = 0, turn = queue.next; m < taken; ++m, ++turn) {
+      if (turn == queue.size) turn = 0;
       const std::int32_t place = leaf.num++;
       leaf.weight[place] = sieved.weight[k];
       leaf.debt[place] = sieved.debt[k];
@@ -261,7 +263,8 @@ bool Greedy::Build(std::size_t level) {
     to.slack = std::max(0.97 * to.slack, kLeastSlack);
   }
   to.fell_short = false;
-  const std::int32_t wanted = kernels.room - kernels.room / 8;
+  const std::int32_t room = queued ? std::min(kernels.room, kQueuedRoom) : kernels.room;
+  const std::int32_t wanted = room - room / 8;
   // The best error swings from step to step (a large weight lifts it), its low points hardly do.
   double floor = to.lowest - to.slack;
   for (;;) {
@@ -283,7 +286,7 @@ bool Greedy::Build(std::size_t level) {
     }
     if (!innermost) break;
     if (queued) Expand(sieved_, to, to.end - i_);
-    if (to.num > kernels.room) {
+    if (to.num > room) {
       if (best - to.slack > to.floor) {  // the last low point was an exceptional one
         floor = best - to.slack;
         continue;

@@ -1,7 +1,7 @@
 """Write megatron.json: Megatron-Core's index arrays from plain loops, independent of mixcore.
 
-Run by hand (`python tests/golden/make_megatron.py`); a changed byte is a release note. The loops are
-written from the published rule (megatron/core/datasets/helpers.cpp) and import nothing but Python
+Run by hand (`python tests/golden/make_megatron.py`); a changed byte is a release note. The loops
+are written from the published rule (megatron/core/datasets/helpers.cpp) and use nothing but Python
 and numpy (for the Dirichlet weights and the 32-bit rounding).
 """
 
