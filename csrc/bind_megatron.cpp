@@ -143,7 +143,7 @@ Isa IsaOf(const std::string& name) {
   return isa;
 }
 
-// The class itself, for tests: any start, debts, the same run cut into `parts` calls.
+// The class itself, for tests: any start, debts, the run cut into calls of `part` draws.
 py::tuple RunGreedy(const py::object& weights_in, const py::object& debts_in, std::int64_t start,
                     const py::object& counts_in, std::int64_t n, const std::string& isa,
                     std::int64_t part) {

@@ -12,8 +12,8 @@ namespace {
 
 constexpr std::int64_t kChunk = 1024;  // draws at a time, the length of the scratch columns
 constexpr std::int64_t kLeastSpan = 4;
-constexpr std::int32_t kQueuedRoom =
-    32;  // members of a queue tie, and ties cost more in long lists
+// Members of a queue tie, and ties cost more in long lists.
+constexpr std::int32_t kQueuedRoom = 32;
 constexpr double kLeastSlack = 1e-12;
 constexpr double kInf = std::numeric_limits<double>::infinity();
 

@@ -231,6 +231,8 @@ MIXCORE_AVX512 std::int64_t Draw512(GreedyBlock& b) {
         const auto mask = static_cast<__mmask8>(bits >> (8 * v));
         count[v] = _mm512_mask_add_pd(count[v], mask, count[v], one);
       }
+      // Keeps the compiler from merging this branch with the next, which would send the masks of
+      // the usual case through general registers and back, on the path that every step waits for.
       asm volatile("" ::: "memory");
     } else {
 #pragma GCC unroll 8
