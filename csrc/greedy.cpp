@@ -12,6 +12,8 @@ namespace {
 
 constexpr std::int64_t kChunk = 1024;  // draws at a time, the length of the scratch columns
 constexpr std::int64_t kLeastSpan = 4;
+// Members of a queue tie, and ties cost more in long lists.
+constexpr std::int32_t kQueuedRoom = 32;
 constexpr double kLeastSlack = 1e-12;
 constexpr double kInf = std::numeric_limits<double>::infinity();
 
@@ -76,7 +78,6 @@ Greedy::Greedy(const double* weights, const double* debts, std::int32_t num,
 
 void Greedy::Seek(std::int64_t i, const std::int64_t* counts) {
   i_ = i;
-  last_best_ = kInf;
   if (counts != counts_.data()) std::copy(counts, counts + counts_.size(), counts_.begin());
   const auto num = static_cast<std::int32_t>(counts_.size());
   const std::int32_t room = KernelsFor(isa_).room;
@@ -165,7 +166,6 @@ void Greedy::Run(std::int64_t n, std::int32_t* domain_out, std::int64_t* count_o
     block.count_out = count_out != nullptr ? count_out : scratch_count_.data();
     block.lowest = kInf;
     const std::int64_t done = kernels.draw(block, has_debts_);
-    last_best_ = block.last;
     leaf.lowest = std::min(leaf.lowest, block.lowest);
     const std::int32_t drawn = done > 0 ? block.domain_out[done - 1] : -1;
     if (drawn >= 0 && counts_[drawn] == limits_[drawn]) {
@@ -174,6 +174,7 @@ void Greedy::Run(std::int64_t n, std::int32_t* domain_out, std::int64_t* count_o
     } else if (done < block.steps) {
       leaf.end = i_ + done;
       leaf.fell_short = true;
+      leaf.lowest = leaf.floor;
     }
     i_ += done;
     n -= done;
@@ -218,8 +219,8 @@ void Greedy::Expand(const GreedyList& sieved, GreedyList& leaf, std::int64_t ste
   for (std::int32_t k = 0; k < sieved.num; ++k) {
     const Queue& queue = queues_[sieved.id[k]];
     const auto taken = static_cast<std::int32_t>(std::min<std::int64_t>(queue.size, steps));
-    for (std::int32_t m = 0; m < taken; ++m) {
-      const std::int32_t turn = (queue.next + m) % queue.size;
+    for (std::int32_t m = 0, turn = queue.next; m < taken; ++m, ++turn) {
+      if (turn == queue.size) turn = 0;
       const std::int32_t place = leaf.num++;
       leaf.weight[place] = sieved.weight[k];
       leaf.debt[place] = sieved.debt[k];
@@ -262,9 +263,10 @@ bool Greedy::Build(std::size_t level) {
     to.slack = std::max(0.97 * to.slack, kLeastSlack);
   }
   to.fell_short = false;
-  to.lowest = kInf;
-  const std::int32_t wanted = kernels.room - kernels.room / 8;
-  double floor = last_best_ - to.slack;
+  const std::int32_t room = queued ? std::min(kernels.room, kQueuedRoom) : kernels.room;
+  const std::int32_t wanted = room - room / 8;
+  // The best error swings from step to step (a large weight lifts it), its low points hardly do.
+  double floor = to.lowest - to.slack;
   for (;;) {
     to.floor = std::max(from.floor, floor);
     to.end = std::min(from.end, i_ + to.span);
@@ -273,8 +275,8 @@ bool Greedy::Build(std::size_t level) {
     const double best =
         kernels.sieve(from, out, Multiplier(i_), Multiplier(to.end - 1), has_debts_);
     if (best < from.floor) {
-      last_best_ = best;
       lists_[level - 1].fell_short = true;
+      lists_[level - 1].lowest = from.floor;
       to.num = 0;
       return false;
     }
@@ -284,17 +286,24 @@ bool Greedy::Build(std::size_t level) {
     }
     if (!innermost) break;
     if (queued) Expand(sieved_, to, to.end - i_);
-    if (to.num > kernels.room && to.span > kLeastSpan) {
-      to.span = std::max(kLeastSpan, to.span * wanted / to.num);
-      if (to.span == kLeastSpan) to.slack = std::max(to.slack / 2, kLeastSlack);
-      floor = best - to.slack;
-      continue;
+    if (to.num > room) {
+      if (best - to.slack > to.floor) {  // the last low point was an exceptional one
+        floor = best - to.slack;
+        continue;
+      }
+      if (to.span > kLeastSpan) {
+        to.span = std::max(kLeastSpan, to.span / 2);
+        to.slack = std::max(0.7 * to.slack, kLeastSlack);
+        floor = best - to.slack;
+        continue;
+      }
     }
     if (to.num < wanted) to.span += to.span / 16 + 1;
     if (to.num > wanted) to.span -= to.span / 16;
     break;
   }
   Pad(to);
+  to.lowest = kInf;
   return true;
 }
 

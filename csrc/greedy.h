@@ -84,7 +84,6 @@ class Greedy {
   Isa isa_;
   bool has_debts_;
   std::int64_t i_ = 0;
-  double last_best_ = std::numeric_limits<double>::infinity();
 };
 
 }  // namespace mixcore
