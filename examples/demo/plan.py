@@ -67,7 +67,7 @@ def make_plan(domains: list[str], fast: bool = False, steps: int | None = None) 
     for knot, column in zip(KNOTS, range(3), strict=True):
         weights = [WEIGHTS[name][column] for name in domains]
         anchors.append((int(knot * steps), [w / sum(weights) for w in weights]))
-    small = {"scale": 0.25, "width": 64, "layers": 2} if fast else {}
+    small = {"scale": 0.1, "width": 64, "layers": 2} if fast else {}
     return Plan(
         domains=list(domains),
         anchors=anchors,

@@ -52,7 +52,7 @@ def draw(history: History, path: Path) -> None:
 
 def panel_shares(axis: Axes, history: History, steps: int) -> None:
     """Planned weights as lines, achieved shares of short windows as markers."""
-    window = max(1, steps // 40)
+    window = max(3, steps // 40)
     counts = np.diff(achieved(history), axis=0, prepend=0)
     whole = steps // window * window
     share = counts[:whole].reshape(-1, window, counts.shape[1]).sum(axis=1)
@@ -70,7 +70,7 @@ def panel_shares(axis: Axes, history: History, steps: int) -> None:
 
 def panel_loss(axis: Axes, history: History, steps: int) -> None:
     """Loss per token of each domain, a moving average weighted by tokens."""
-    window = max(1, steps // 40)
+    window = max(3, steps // 40)
     kernel = np.ones(window)
     ends = []
     for d, colour in enumerate(colours(history)):
@@ -148,7 +148,14 @@ def label_ends(
             va="center",
             fontsize=12,
             fontweight="bold",
-            arrowprops={"arrowstyle": "-", "color": tint, "lw": 0.8, "shrinkA": 0, "shrinkB": 0},
+            arrowprops={
+                "arrowstyle": "-",
+                "color": tint,
+                "lw": 0.8,
+                "shrinkA": 1,
+                "shrinkB": 0,
+                "relpos": (0, 0.5),
+            },
             annotation_clip=False,
         )
 

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 from history import COLUMNS, History, LogError, Samples, read
 from numpy.typing import NDArray
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -214,7 +215,7 @@ def table(history: History) -> Table:
     total = int(history.start["batch_size"]) * int(history.start["steps"])
     plan = planned(history).mean(axis=0)
     part = max(1, len(history.tokens) // 20)
-    result = Table(title="what the model was trained on", title_justify="left")
+    result = Table(title="What the model was trained on", title_justify="left", box=box.SIMPLE)
     for column in ("domain", "size", "samples", "epochs", "planned", "achieved", "off by", "loss"):
         result.add_column(column, justify="left" if column == "domain" else "right", no_wrap=True)
     for d, name in enumerate(history.names):
@@ -222,7 +223,7 @@ def table(history: History) -> Table:
         size = history.sizes[d]
         result.add_row(
             *(name, f"{size:,}", f"{counts[d]:,}", f"{counts[d] / size:.2f}"),
-            *(f"{plan[d]:.4%}", f"{counts[d] / total:.4%}", f"{counts[d] - plan[d] * total:+.2f}"),
+            *(f"{plan[d]:.2%}", f"{counts[d] / total:.2%}", f"{counts[d] - plan[d] * total:+.2f}"),
             f"{first:.2f} -> {last:.2f}",
         )
     return result
@@ -243,7 +244,7 @@ def prove(folder: Path, console: Console) -> bool:
         return False
     console.print(table(history))
     for note in notes(history):
-        console.print(f"      {note}", highlight=False)
+        console.print(f"      {note}", highlight=False, soft_wrap=True)
     checks = check_all(history)
     for check in checks:
         verdict = "[bold green]PASS[/]" if check.ok else "[bold red]FAIL[/]"
