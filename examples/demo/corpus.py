@@ -128,8 +128,8 @@ def files_below(root: Path, suffixes: tuple[str, ...], skip: tuple[str, ...] = (
     for folder, folders, names in os.walk(root):
         folders[:] = sorted(f for f in folders if f not in skip and f != "__pycache__")
         for name in sorted(names):
-            if name.endswith(suffixes):
-                path = Path(folder, name)
+            path = Path(folder, name)
+            if name.endswith(suffixes) and path.is_file():  # not a link to nowhere
                 yield path.relative_to(root).as_posix(), path.read_bytes()
 
 
