@@ -41,7 +41,9 @@ def find_nvcc() -> str | None:
     nvcc = shutil.which("nvcc") or shutil.which("nvcc", path=f"{home}/bin")
     missing = [s for s in CUDA_SOURCES if not Path(s).exists()]
     if wish == "1" and (nvcc is None or missing):
-        raise SystemExit(f"MIXCORE_CUDA=1, but nvcc is {nvcc} and these sources are missing: {missing}")
+        raise SystemExit(
+            f"MIXCORE_CUDA=1, but nvcc is {nvcc} and these sources are missing: {missing}"
+        )
     return nvcc if not missing else None
 
 

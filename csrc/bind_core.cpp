@@ -23,6 +23,10 @@ PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
       Raise("ArgumentTypeError", e.what());
     } catch (const mixcore::LedgerError& e) {
       Raise("LedgerError", e.what());
+    } catch (const mixcore::CapError& e) {
+      Raise("CapError", e.what());
+    } catch (const mixcore::DistanceError& e) {
+      Raise("DistanceError", e.what());
     }
   });
   mixcore::BindMegatron(m);

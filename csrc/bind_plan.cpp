@@ -1,5 +1,260 @@
+// `_core.Plan` and the integer functions around it. Arguments are checked here, once.
+#include <memory>
+#include <optional>
+
 #include "bind.h"
+#include "permute.h"
+#include "plan.h"
+#include "shares.h"
 
 namespace mixcore {
-void BindPlan(py::module_&) {}
+namespace {
+
+template <typename T>
+using Array = py::array_t<T, py::array::c_style>;
+
+OnCap OnCapOf(const std::string& name) {
+  if (name == "redistribute") return OnCap::kRedistribute;
+  if (name == "stop") return OnCap::kStop;
+  if (name == "error") return OnCap::kError;
+  throw ValueError("on_cap must be 'redistribute', 'stop' or 'error', got '" + name + "'");
+}
+
+std::unique_ptr<Plan> MakePlan(const std::string& order, u64 key, const std::string& on_cap) {
+  if (order == "balanced") return MakeBalancedPlan(key, OnCapOf(on_cap));
+  if (order == "megatron") return MakeMegatronPlan(key);
+  if (order == "random") return MakeRandomPlan(key, OnCapOf(on_cap));
+  throw ValueError("order must be 'balanced', 'megatron' or 'random', got '" + order + "'");
+}
+
+std::vector<u64> CheckedShares(const py::handle& value, const char* name) {
+  const auto array = CheckedArray<u64>(value, name, 1);
+  std::vector<u64> shares(array.data(), array.data() + array.size());
+  u128 sum = 0;
+  for (const u64 s : shares) sum += s;
+  if (sum != kShareSum) throw ValueError(std::string(name) + " must sum to 2^62");
+  return shares;
+}
+
+void Append(Plan& plan, i64 start, i64 batch, const py::object& shares, const py::object& weights) {
+  CheckRange("start", start, 0, kMaxPosition - 1);
+  CheckRange("batch_size", batch, 1, kMaxBatch);
+  Piece piece{start, batch, CheckedShares(shares, "shares"), {}};
+  if (static_cast<i64>(piece.shares.size()) != plan.num_domains()) {
+    throw ValueError("shares must have one entry a domain (" + std::to_string(plan.num_domains()) +
+                     "), got " + std::to_string(piece.shares.size()));
+  }
+  if (!weights.is_none()) {
+    const auto array = CheckedArray<double>(weights, "weights", 1);
+    piece.weights.assign(array.data(), array.data() + array.size());
+  }
+  const py::gil_scoped_release release;
+  plan.Append(std::move(piece));
+}
+
+// New arrays for the fields that were asked for, None for the others.
+struct Answer {
+  py::object arrays[4] = {py::none(), py::none(), py::none(), py::none()};
+  Fields fields;
+
+  Answer(i64 count, int mask) {
+    const auto make = [&](int index, auto*& pointer) {
+      if (!(mask >> index & 1)) return;
+      using T = std::remove_reference_t<decltype(*pointer)>;
+      Array<T> array(count);
+      pointer = array.mutable_data();
+      arrays[index] = std::move(array);
+    };
+    make(0, fields.domain);
+    make(1, fields.draw);
+    make(2, fields.epoch);
+    make(3, fields.sample);
+  }
+  py::tuple Tuple() const { return py::make_tuple(arrays[0], arrays[1], arrays[2], arrays[3]); }
+};
+
+py::tuple Picks(Plan& plan, i64 start, i64 count, int threads, int mask) {
+  CheckRange("start", start, 0, kMaxPosition);
+  CheckRange("count", count, 0, kMaxPosition - start);
+  CheckRange("threads", threads, 1, 1024);
+  Answer answer(count, mask);
+  {
+    const py::gil_scoped_release release;
+    plan.Picks(start, count, threads, answer.fields);
+  }
+  return answer.Tuple();
+}
+
+py::tuple AtPositions(Plan& plan, const py::object& value, int mask) {
+  const auto positions = CheckedArray<i64>(value, "positions", 1);
+  for (py::ssize_t i = 0; i < positions.size(); ++i) {
+    if (positions.data()[i] < 0 || positions.data()[i] >= kMaxPosition) {
+      CheckRange(("positions[" + std::to_string(i) + "]").c_str(), positions.data()[i], 0,
+                 kMaxPosition - 1);
+    }
+  }
+  Answer answer(positions.size(), mask);
+  {
+    const py::gil_scoped_release release;
+    plan.At(positions.data(), positions.size(), answer.fields);
+  }
+  return answer.Tuple();
+}
+
+template <typename T>
+Array<T> ArrayOf(const std::vector<T>& values) {
+  return Array<T>(static_cast<py::ssize_t>(values.size()), values.data());
+}
+
+Array<i64> Counts(Plan& plan, i64 position) {
+  CheckRange("position", position, 0, kMaxPosition);
+  std::vector<i64> counts;
+  {
+    const py::gil_scoped_release release;
+    counts = plan.Counts(position);
+  }
+  return ArrayOf(counts);
+}
+
+py::object FindEnd(Plan& plan, i64 horizon) {
+  CheckRange("horizon", horizon, 0, kMaxPosition);
+  End end;
+  {
+    const py::gil_scoped_release release;
+    end = plan.FindEnd(horizon);
+  }
+  if (end.position == kNever) return py::none();
+  return py::make_tuple(end.position, end.domain);
+}
+
+py::list CapEvents(Plan& plan, i64 horizon) {
+  CheckRange("horizon", horizon, 0, kMaxPosition);
+  py::list list;
+  for (const CapEvent& e : plan.CapEvents(horizon)) {
+    list.append(py::make_tuple(e.position, e.domain));
+  }
+  return list;
+}
+
+py::dict Explain(Plan& plan, i64 position) {
+  CheckRange("position", position, 0, kMaxPosition - 1);
+  const SegmentInfo info = plan.Explain(position);
+  py::dict d;
+  d["start"] = info.start;
+  d["end"] = info.end == kNever ? py::object(py::none()) : py::int_(info.end);
+  d["batch_size"] = info.batch;
+  d["kind"] = info.kind;
+  d["shares"] = ArrayOf(info.shares);
+  d["base"] = ArrayOf(info.base);
+  d["bound"] = info.bound;
+  return d;
+}
+
+// (position, piece_start, counts, at_start, debt) of every checkpoint held.
+py::list Checkpoints(Plan& plan) {
+  py::list list;
+  for (const Checkpoint& c : plan.Checkpoints()) {
+    list.append(py::make_tuple(c.position, c.piece_start, ArrayOf(c.counts), ArrayOf(c.at_start),
+                               ArrayOf(c.debt)));
+  }
+  return list;
+}
+
+void Restore(Plan& plan, i64 position, i64 piece_start, const py::object& counts,
+             const py::object& at_start, const py::object& debt) {
+  const auto vector = [](const auto& array) {
+    return std::vector(array.data(), array.data() + array.size());
+  };
+  CheckRange("position", position, 0, kMaxPosition);
+  CheckRange("piece_start", piece_start, 0, position);
+  Checkpoint c{position, piece_start, vector(CheckedArray<i64>(counts, "counts", 1)),
+               vector(CheckedArray<i64>(at_start, "at_start", 1)),
+               vector(CheckedArray<double>(debt, "debt", 1))};
+  const auto most = static_cast<std::size_t>(plan.num_domains());
+  if (c.counts.size() > most || c.at_start.size() > most || c.debt.size() > most) {
+    throw ValueError("counts must have at most one entry a domain (" + std::to_string(most) +
+                     "), got " + std::to_string(c.counts.size()));
+  }
+  plan.Restore(std::move(c));
+}
+
+Array<u64> Shares(const py::object& weights) {
+  const auto w = CheckedArray<double>(weights, "weights", 1);
+  bool positive = false;
+  for (py::ssize_t i = 0; i < w.size(); ++i) {
+    const double x = w.data()[i];
+    if (!(x >= 0) || !std::isfinite(x)) {
+      throw ValueError("weights[" + std::to_string(i) + "] must be finite and >= 0, got " +
+                       std::to_string(x));
+    }
+    positive = positive || x > 0;
+  }
+  if (!positive) throw ValueError("weights must have a positive sum, got all zeros");
+  return ArrayOf(SharesOfWeights(w.data(), static_cast<std::size_t>(w.size())));
+}
+
+Array<u64> InterpolateShares(const py::object& x, const py::object& y, i64 numerator,
+                             i64 denominator) {
+  CheckRange("denominator", denominator, 1, kMaxPosition);
+  CheckRange("numerator", numerator, 0, denominator);
+  const std::vector<u64> from = CheckedShares(x, "x"), to = CheckedShares(y, "y");
+  if (from.size() != to.size()) throw ValueError("x and y must have the same length");
+  return ArrayOf(SharesBetween(from, to, numerator, denominator));
+}
+
+Array<i64> PermutationOf(i64 n, u64 key, i64 ordinal, int purpose, const py::object& points) {
+  CheckRange("n", n, 1, kMaxPosition);
+  CheckRange("ordinal", ordinal, 0, kMaxPosition);
+  const auto x = CheckedArray<i64>(points, "points", 1);
+  Array<i64> out(x.size());
+  const Radix radix = Radix::Of(static_cast<u64>(n));
+  const RoundKeys keys =
+      RoundKeys::Of(Words(key, static_cast<u64>(ordinal), 0, static_cast<Purpose>(purpose)));
+  for (py::ssize_t i = 0; i < x.size(); ++i) {
+    CheckRange("points", x.data()[i], 0, n - 1);
+    out.mutable_data()[i] = static_cast<i64>(Permute(radix, keys, static_cast<u64>(x.data()[i])));
+  }
+  return out;
+}
+
+py::tuple PhiloxWords(u32 c0, u32 c1, u32 c2, u32 c3, u32 k0, u32 k1) {
+  const Philox4 w = Philox({c0, c1, c2, c3}, k0, k1);
+  return py::make_tuple(w.x0, w.x1, w.x2, w.x3);
+}
+
+}  // namespace
+
+void BindPlan(py::module_& m) {
+  using py::arg;
+  py::class_<Plan>(m, "Plan", "Domains and pieces, and the questions that can be asked of them.")
+      .def(py::init(&MakePlan), arg("order"), arg("key"), arg("on_cap"))
+      .def(
+          "add_domain",
+          [](Plan& plan, const std::string& name, u64 key, i64 size, i64 cap) {
+            CheckRange("size", size, 0, kMaxPosition);
+            CheckRange("number of domains", plan.num_domains(), 0, kMaxDomains - 1);
+            plan.AddDomain({name, key, size, cap < 0 ? kNever : cap});
+          },
+          arg("name"), arg("key"), arg("size"), arg("cap"))
+      .def("append", &Append, arg("start"), arg("batch_size"), arg("shares"), arg("weights"))
+      .def("picks", &Picks, arg("start"), arg("count"), arg("threads"), arg("mask"))
+      .def("at", &AtPositions, arg("positions"), arg("mask"))
+      .def("counts", &Counts, arg("position"))
+      .def("find_end", &FindEnd, arg("horizon"))
+      .def("cap_events", &CapEvents, arg("horizon"))
+      .def("explain", &Explain, arg("position"))
+      .def("checkpoints", &Checkpoints)
+      .def("restore", &Restore, arg("position"), arg("piece_start"), arg("counts"), arg("at_start"),
+           arg("debt"))
+      .def("memory_bytes", &Plan::MemoryBytes)
+      .def_property_readonly("num_domains", &Plan::num_domains);
+  m.def("shares", &Shares, arg("weights"), "Weights (float64) to shares (uint64, sum 2^62).");
+  m.def("interpolate_shares", &InterpolateShares, arg("x"), arg("y"), arg("numerator"),
+        arg("denominator"));
+  m.def("permutation", &PermutationOf, arg("n"), arg("key"), arg("ordinal"), arg("purpose"),
+        arg("points"), "Images of points under a keyed permutation of [0, n).");
+  m.def("philox", &PhiloxWords, arg("c0"), arg("c1"), arg("c2"), arg("c3"), arg("k0"), arg("k1"),
+        "Philox4x32-10.");
+}
+
 }  // namespace mixcore

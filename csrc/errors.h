@@ -16,5 +16,11 @@ struct TypeError : std::runtime_error {
 struct LedgerError : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
+struct CapError : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+struct DistanceError : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
 
 }  // namespace mixcore

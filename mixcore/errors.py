@@ -17,6 +17,14 @@ class LedgerError(MixcoreError):
     """A ledger is damaged, belongs to another run, or would be contradicted by an append."""
 
 
+class CapError(LedgerError, ArgumentError):
+    """A position lies beyond the end of the run: caps leave nothing to draw there."""
+
+
+class DistanceError(MixcoreError, ValueError):
+    """A look-up in a sequential order is more than 10^9 steps from the nearest checkpoint."""
+
+
 class DataError(MixcoreError, ValueError):
     """A data file (`.bin`, `.idx`) is damaged or is not what its header says."""
 

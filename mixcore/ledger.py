@@ -1,0 +1,520 @@
+"""The ledger: the append-only list of decisions that a run's mixture is a function of."""
+
+import hashlib
+import json
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mixcore import _core
+from mixcore._checks import MAX_BATCH, MAX_POSITION, choice, integer, text, weights
+from mixcore.decision import Decision
+from mixcore.domains import Domain, check_domains, stream_key
+from mixcore.errors import ArgumentError, LedgerError
+from mixcore.journal import Journal
+from mixcore.schedule import (
+    Schedule,
+    Step,
+    Weights,
+    boundary,
+    megatron_normalise,
+    resolve,
+    schedule_from,
+)
+
+ORDERS = ("balanced", "megatron", "random")
+ON_CAP = ("redistribute", "stop", "error")
+MAX_SHARES = 10**8
+
+
+@dataclass(frozen=True)
+class Piece:
+    """From `start` on: these shares and this batch size. What the decisions amount to."""
+
+    start: int
+    batch_size: int
+    shares: npt.NDArray[np.uint64]
+    floats: npt.NDArray[np.float64] | None
+    decision: int
+    digest: bytes
+
+
+class Ledger:
+    """Decisions, appended and never changed; with a position, all that the mixture depends on.
+
+    Example:
+        >>> domains = [Domain("web", size=1_000_000), Domain("code", size=50_000)]
+        >>> ledger = Ledger(domains, weights=[0.7, 0.3], batch_size=512, seed=1234)
+        >>> ledger.append(51_000, weights=[0.5, 0.5], reason="more code")
+        51200
+
+    Args:
+        domains: The sources, names unique; more can be added later.
+        weights: One a domain, in their order or by name; finite, >= 0, normalised here. 0 pauses
+            a domain. May be left out if the schedule begins at 0.
+        batch_size: Samples a step (the global batch), 1 to 2^31 - 1.
+        seed: Any integer; the run's only source of randomness.
+        order: "balanced", "megatron" or "random".
+        on_cap: What happens where a domain reaches max_epochs: "redistribute" its share, "stop" at
+            the last full batch, or "error".
+        tokens_per_sample: Needed by schedules in tokens, and by reports.
+        schedule: Weights known in advance (`piecewise`, `linear`, or their JSON form).
+
+    Raises:
+        ValueError, TypeError: A bad argument, named with its value.
+    """
+
+    def __init__(
+        self,
+        domains: Sequence[Domain],
+        weights: Weights | None = None,
+        *,
+        batch_size: int,
+        seed: int = 0,
+        order: str = "balanced",
+        on_cap: str = "redistribute",
+        tokens_per_sample: int | None = None,
+        schedule: Schedule | dict[str, Any] | Sequence[Any] | None = None,
+    ) -> None:
+        domains = check_domains(domains)
+        self._setup(seed, order, on_cap, tokens_per_sample)
+        if weights is None and schedule is None:
+            raise ArgumentError("weights must be given unless the schedule begins at 0, got None")
+        batch_size = integer("batch_size", batch_size, 1, MAX_BATCH)
+        decision = self._decide(0, weights, batch_size, domains, schedule, False, "start", "")
+        if weights is None and (decision.schedule is None or decision.schedule.steps[0].position):
+            raise ArgumentError("weights must be given unless the schedule begins at 0, got None")
+        self._apply(decision)
+
+    def _setup(self, seed: int, order: str, on_cap: str, tokens_per_sample: int | None) -> None:
+        self.seed = integer("seed", seed, -(1 << 63), (1 << 64) - 1)
+        self.order = choice("order", order, ORDERS)
+        self.on_cap = choice("on_cap", on_cap, ON_CAP)
+        if tokens_per_sample is not None:
+            integer("tokens_per_sample", tokens_per_sample, 1, MAX_POSITION)
+        self.tokens_per_sample = tokens_per_sample
+        self._domains: tuple[Domain, ...] = ()
+        self._decisions: list[Decision] = []
+        self._pieces: list[Piece] = []
+        self._starts: list[int] = []
+        self._num_shares = 0
+        self._fetched = 0
+        self._plan = _core.Plan(order, stream_key(seed, "order", order), on_cap)
+        self._journal: Journal | None = None
+        header = {"seed": seed, "order": order, "on_cap": on_cap}
+        self._root = hashlib.sha256(json.dumps(header, sort_keys=True).encode()).digest()
+
+    # What there is -------------------------------------------------------------------------
+
+    @property
+    def domains(self) -> tuple[Domain, ...]:
+        """Every domain there ever was, in the order of their numbers."""
+        return self._domains
+
+    @property
+    def decisions(self) -> tuple[Decision, ...]:
+        """All decisions, in the order in which they were made."""
+        return tuple(self._decisions)
+
+    @property
+    def pieces(self) -> tuple[Piece, ...]:
+        """What the decisions amount to: spans of constant shares and batch size."""
+        return tuple(self._pieces)
+
+    @property
+    def digest(self) -> str:
+        """Digest of everything that decides the mixture, at any position."""
+        return self._pieces[-1].digest.hex()
+
+    def digest_at(self, position: int) -> str:
+        """Digest of what decides the positions below `position`; later decisions do not matter."""
+        position = integer("position", position, 0, MAX_POSITION)
+        index = bisect_left(self._starts, position)
+        return (self._pieces[index - 1].digest if index else self._root).hex()
+
+    def piece_at(self, position: int) -> Piece:
+        """The piece in force at a position."""
+        position = integer("position", position, 0, MAX_POSITION - 1)
+        return self._pieces[bisect_right(self._starts, position) - 1]
+
+    def weights_at(self, position: int) -> npt.NDArray[np.float64]:
+        """The decided weights in force at a position, float64, one per domain known there."""
+        return self.piece_at(position).shares / float(1 << 62)
+
+    def batch_at(self, position: int) -> tuple[int, int]:
+        """The first position and the size of the batch that holds a position."""
+        piece = self.piece_at(position)
+        first = position - (position - piece.start) % piece.batch_size
+        return first, piece.batch_size
+
+    def position_of_step(self, step: int) -> int:
+        """First position of the step-th batch (0-based) of the run."""
+        remaining = integer("step", step, 0, MAX_POSITION)
+        for piece, after in zip(self._pieces, self._starts[1:], strict=False):
+            steps = (after - piece.start) // piece.batch_size
+            if remaining < steps:
+                return piece.start + remaining * piece.batch_size
+            remaining -= steps
+        last = self._pieces[-1]
+        return integer(
+            "position of the step", last.start + remaining * last.batch_size, 0, MAX_POSITION
+        )
+
+    def step_of_position(self, position: int) -> int:
+        """Number of the batch that holds a position."""
+        position = integer("position", position, 0, MAX_POSITION)
+        steps = 0
+        for i, piece in enumerate(self._pieces):
+            after = self._starts[i + 1] if i + 1 < len(self._pieces) else MAX_POSITION + 1
+            if position < after:
+                return steps + (position - piece.start) // piece.batch_size
+            steps += (after - piece.start) // piece.batch_size
+        raise AssertionError("unreachable: the last piece is open-ended")
+
+    def end(self, horizon: int = MAX_POSITION) -> tuple[int, str] | None:
+        """Where the run must end at or before `horizon`: (position, domain to blame), or None."""
+        found = self._plan.find_end(horizon)
+        if found is None:
+            return None
+        position, index = found
+        return position, self._domains[index].name if index >= 0 else ""
+
+    def cap_events(self, horizon: int) -> list[tuple[int, str]]:
+        """Caps reached at or before `horizon`: (first position without the domain, its name)."""
+        return [(p, self._domains[d].name) for p, d in self._plan.cap_events(horizon)]
+
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes that the native plan holds; independent of the number of samples."""
+        return self._plan.memory_bytes()
+
+    # Fetched positions ------------------------------------------------------------------------
+
+    @property
+    def fetched(self) -> int:
+        """Positions below this one have been handed out; no change may take effect there."""
+        return self._fetched
+
+    def mark_fetched(self, position: int) -> None:
+        """Record that every position below `position` has been handed out (loaders call this)."""
+        self._fetched = max(self._fetched, integer("position", position, 0, MAX_POSITION))
+
+    # Decisions --------------------------------------------------------------------------------
+
+    def append(
+        self,
+        position: int,
+        weights: Weights | None = None,
+        *,
+        batch_size: int | None = None,
+        add: Sequence[Domain] = (),
+        reason: str = "",
+        author: str = "",
+        schedule: Schedule | dict[str, Any] | Sequence[Any] | None = None,
+        replace_future: bool = False,
+    ) -> int:
+        """Decide something from a position on; what was decided for earlier positions stays.
+
+        Example:
+            >>> ledger.append(51_000, weights={"web": 0.5, "code": 0.5}, reason="more code")
+            51200
+
+        Args:
+            position: Rounded up to the next batch boundary of the batch size in force there.
+            weights: New weights, in the order of the domains or by name (a mapping names every
+                domain, added ones included); None keeps the shares in force. With added domains
+                weights are required.
+            batch_size: New samples a step; None keeps it.
+            add: New domains; they get the next numbers.
+            reason: Why, for people.
+            author: By whom, for people.
+            schedule: Weights for later positions, known now.
+            replace_future: Drop decisions dated after this position instead of raising.
+
+        Returns:
+            The effective position.
+
+        Raises:
+            ValueError, TypeError: A bad argument; the ledger is as it was.
+            LedgerError: The change would contradict a later-dated decision, take effect where
+                samples have already been fetched, or lie beyond the end of the run.
+        """
+        position = integer("position", position, 0, MAX_POSITION - 1)
+        if weights is None and batch_size is None and schedule is None:
+            raise ArgumentError("append needs weights, batch_size or a schedule; all are None")
+        if batch_size is not None:
+            batch_size = integer("batch_size", batch_size, 1, MAX_BATCH)
+        added = check_domains(add, self._domains) if len(add) else ()
+        if added and weights is None:
+            raise ArgumentError(f"weights must be given with add={[d.name for d in added]}")
+        piece = self.piece_at(position)
+        effective = boundary(piece.start, piece.batch_size, position)
+        integer("position", effective, 0, MAX_POSITION - 1)
+        if effective < self._fetched:
+            raise LedgerError(
+                f"a change at position {effective} comes too late: positions below "
+                f"{self._fetched} have already been fetched"
+            )
+        decision = self._decide(
+            effective, weights, batch_size, added, schedule, bool(replace_future), reason, author
+        )
+        self._check_future(decision)
+        end = self.end(effective)
+        if end is not None and end[0] < effective:
+            raise LedgerError(
+                f"position {effective} is beyond the end of the run at {end[0]}: "
+                f"domain {end[1]!r} has nothing left"
+            )
+        self._apply(decision)
+        return effective
+
+    def _decide(
+        self,
+        position: int,
+        values: Weights | None,
+        batch_size: int | None,
+        add: tuple[Domain, ...],
+        schedule: object,
+        replace_future: bool,
+        reason: str,
+        author: str,
+    ) -> Decision:
+        """Turn checked arguments into a decision; nothing is changed yet."""
+        known = [d.name for d in (*self._domains, *add)]
+        if self.order == "megatron":
+            capped = [d.name for d in add if d.cap is not None]
+            if capped:
+                raise ArgumentError(f"order 'megatron' has no caps, but {capped} have max_epochs")
+        shares = floats = None
+        if values is not None:
+            floats = weights("weights", values, known)
+            shares = _core.shares(floats)
+            floats = megatron_normalise(floats) if self.order == "megatron" else None
+        resolved = None
+        if schedule is not None:
+            made = schedule_from(schedule)
+            resolved = resolve(made, known, self.tokens_per_sample, self.order)
+            if resolved.steps[0].position < position:
+                raise ArgumentError(
+                    f"schedule.points[0].at must be at or after position {position}, got position "
+                    f"{resolved.steps[0].position}"
+                )
+        return Decision(
+            position,
+            shares,
+            floats,
+            batch_size,
+            add,
+            resolved,
+            replace_future,
+            text("reason", reason),
+            text("author", author),
+        )
+
+    def _check_future(self, decision: Decision) -> None:
+        later = self._starts[bisect_right(self._starts, decision.position) :]
+        if later and not decision.replace_future:
+            raise LedgerError(
+                f"a change at position {decision.position} is dated before the one already decided "
+                f"for position {later[0]}; pass replace_future=True to drop what was decided after"
+            )
+
+    def _apply(self, decision: Decision) -> None:
+        """Add a decision: derive its pieces and hand them to the native plan."""
+        index = bisect_left(self._starts, decision.position)
+        before = self._pieces[index - 1] if index else None
+        current = self._pieces[index] if index < len(self._starts) else before
+        if current is not None and current.start != decision.position:
+            current = before
+        new = self._pieces_of(decision, current)
+        total = self._num_shares + sum(len(p.shares) for p in new)
+        if total > MAX_SHARES:
+            raise LedgerError(f"a ledger holds at most {MAX_SHARES} shares in all, got {total}")
+        if self._journal is not None:
+            self._journal.append(decision)  # on disk before it is in force
+        for d in decision.add:
+            cap = -1 if d.cap is None else d.cap
+            self._plan.add_domain(d.name, d.key(self.seed), d.size or 0, cap)
+        self._domains += decision.add
+        self._decisions.append(decision)
+        del self._pieces[index:], self._starts[index:]
+        digest = before.digest if before else self._root
+        added = json.dumps([d.to_json() for d in decision.add]).encode() if decision.add else b""
+        for step in new:
+            digest = _chain(digest, step, added)
+            added = b""
+            self._pieces.append(
+                Piece(
+                    step.start,
+                    step.batch_size,
+                    step.shares,
+                    step.floats,
+                    len(self._decisions) - 1,
+                    digest,
+                )
+            )
+            self._starts.append(step.start)
+            padded, floats = self._padded(step.shares), step.floats
+            if floats is not None:
+                floats = np.concatenate([floats, np.zeros(len(padded) - len(floats))])
+            self._plan.append(step.start, step.batch_size, padded, floats)
+        self._num_shares = total
+
+    def _pieces_of(self, decision: Decision, current: Piece | None) -> list[Piece]:
+        """The pieces that a decision amounts to, digests not yet known."""
+        shares, floats = decision.shares, decision.floats
+        batch = decision.batch_size
+        if current is not None:
+            batch = batch or current.batch_size
+            if shares is None:
+                shares, floats = current.shares, current.floats
+        assert batch is not None
+        pieces = []
+        if shares is not None:
+            pieces.append(Piece(decision.position, batch, shares, floats, 0, b""))
+        if decision.schedule is None:
+            return pieces
+        for step in decision.schedule.expand(decision.position, batch):
+            if step.shares is not None:
+                shares, floats = step.shares, step.floats
+            assert shares is not None
+            batch = step.batch_size or batch
+            if pieces and pieces[-1].start == step.position:
+                pieces.pop()
+            pieces.append(Piece(step.position, batch, shares, floats, 0, b""))
+        return pieces
+
+    def _padded(self, shares: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+        missing = len(self._domains) - len(shares)
+        return np.concatenate([shares, np.zeros(missing, np.uint64)]) if missing else shares
+
+    # Files ------------------------------------------------------------------------------------
+
+    def header(self) -> dict[str, Any]:
+        """First line of the ledger file, without its hash."""
+        return {
+            "format": "mixcore.ledger/1",
+            "seed": self.seed,
+            "order": self.order,
+            "on_cap": self.on_cap,
+            "tokens_per_sample": self.tokens_per_sample,
+        }
+
+    def save(self, path: str | Path) -> None:
+        """Write the ledger, or the decisions that the file at `path` lacks; fsynced.
+
+        An incomplete last line of the file (a crash while writing) is moved to
+        `<path>.incomplete` first. A file of another run is refused and stays as it is.
+        """
+        Journal(path, self.header()).sync(self._decisions)
+
+    def attach(self, path: str | Path) -> None:
+        """Save, and from now on write each decision to the file before it is in force."""
+        journal = Journal(path, self.header())
+        journal.sync(self._decisions)
+        self._journal = journal
+
+    @classmethod
+    def load(cls, path: str | Path, domains: Sequence[Domain] | None = None) -> "Ledger":
+        """Read a ledger file.
+
+        Args:
+            path: What `save` wrote.
+            domains: If given, they must be the ledger's own: same names, sizes, caps, order.
+
+        Raises:
+            LedgerError: The file is damaged, foreign, or of other domains; it stays as it is.
+        """
+        return cls._rebuild(*Journal.read(path), domains, str(path))
+
+    def to_bytes(self) -> bytes:
+        """The ledger file's content, for checkpoints and other processes."""
+        return Journal.dumps(self.header(), self._decisions)
+
+    @classmethod
+    def from_bytes(cls, data: bytes, domains: Sequence[Domain] | None = None) -> "Ledger":
+        """The ledger whose `to_bytes` this is."""
+        return cls._rebuild(*Journal.loads(data, "these bytes"), domains, "these bytes")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _unpickle, (self.to_bytes(), self._fetched)
+
+    @classmethod
+    def _rebuild(
+        cls,
+        header: dict[str, Any],
+        decisions: list[Decision],
+        domains: Sequence[Domain] | None,
+        where: str,
+    ) -> "Ledger":
+        ledger = cls.__new__(cls)
+        try:
+            ledger._setup(
+                header["seed"], header["order"], header["on_cap"], header["tokens_per_sample"]
+            )
+        except (KeyError, ValueError, TypeError) as e:
+            raise LedgerError(f"{where}: the header is wrong: {e}") from None
+        for number, decision in enumerate(decisions):
+            try:
+                ledger._check_loaded(decision)
+                ledger._apply(decision)
+            except (LedgerError, ValueError, TypeError) as e:
+                raise LedgerError(f"{where}: line {number + 2}: {e}") from None
+        if domains is not None:
+            given = check_domains(domains)
+            for mine, theirs in zip(ledger._domains, given, strict=False):
+                if mine != theirs:
+                    raise LedgerError(f"{where} is of other domains: it has {mine}, not {theirs}")
+            if len(given) != len(ledger._domains):
+                raise LedgerError(
+                    f"{where} is of other domains: it has {len(ledger._domains)}, not {len(given)}"
+                )
+        return ledger
+
+    def _check_loaded(self, decision: Decision) -> None:
+        """What append checks before it decides, for a decision that comes from a file."""
+        if decision.add:
+            check_domains(decision.add, self._domains)
+        size = len(self._domains) + len(decision.add)
+        steps = decision.schedule.steps if decision.schedule else ()
+        first = Step(decision.position, decision.shares, decision.floats, None)
+        for step in (first, *steps):
+            for values in (step.shares, step.floats):
+                if values is not None and len(values) != size:
+                    raise LedgerError(f"it has {len(values)} shares for {size} domains")
+            if (step.floats is None) != (step.shares is None or self.order != "megatron"):
+                raise LedgerError(f"weights do not fit order {self.order!r}")
+        if not self._pieces:
+            if decision.position or decision.batch_size is None or not decision.add:
+                raise LedgerError("the first decision must begin the run")
+            if decision.shares is None and not (steps and steps[0].position == 0):
+                raise LedgerError("the first decision has no shares")
+            return
+        if decision.add and decision.shares is None:
+            raise LedgerError("domains were added without shares")
+        piece = self.piece_at(decision.position)
+        if boundary(piece.start, piece.batch_size, decision.position) != decision.position:
+            raise LedgerError(f"position {decision.position} is not a batch boundary")
+        self._check_future(decision)
+
+
+def _chain(previous: bytes, piece: Piece, added: bytes) -> bytes:
+    """Digest of a piece on top of all before it: integers, names, sizes; no reasons."""
+    message = hashlib.sha256(previous)
+    message.update(f"{piece.start},{piece.batch_size},{len(piece.shares)};".encode())
+    message.update(added)
+    message.update(piece.shares.astype("<u8").tobytes())
+    if piece.floats is not None:  # order megatron decides by these very bits
+        message.update(piece.floats.astype("<f8").tobytes())
+    return message.digest()
+
+
+def _unpickle(data: bytes, fetched: int) -> Ledger:
+    ledger = Ledger.from_bytes(data)
+    ledger.mark_fetched(fetched)
+    return ledger
