@@ -1,4 +1,4 @@
-"""What mixcore raises: every class below is a `MixcoreError`, and a builtin one where there is one."""
+"""What mixcore raises: all `MixcoreError`, and builtin ones where they exist."""
 
 
 class MixcoreError(Exception):
@@ -11,6 +11,10 @@ class ArgumentError(MixcoreError, ValueError):
 
 class ArgumentTypeError(MixcoreError, TypeError):
     """An argument has the wrong type; the message names it and shows what came instead."""
+
+
+class OutOfRangeError(MixcoreError, IndexError):
+    """A sequence or sample number lies outside what it is asked of; the message shows both."""
 
 
 class LedgerError(MixcoreError):
