@@ -1,6 +1,6 @@
 """Start the trainer's ranks as one process group, follow their log, kill them, start them again.
 
->>> attempts = Attempts(Path("demo-out"), plan)
+>>> attempts = Attempts(Path("demo-out"), plan, lock)
 >>> attempts.run(world=2, on_step=print, kill_step=577)  # exit codes: killed by signal 9
 [-9, -9]
 """
@@ -31,8 +31,8 @@ class TrainingFailed(Exception):
 class Attempts:
     """The attempts at one run; what has been is read from the logs, nothing else is kept."""
 
-    def __init__(self, out: Path, plan: Plan) -> None:
-        self.out, self.plan = out, plan
+    def __init__(self, out: Path, plan: Plan, lock: int) -> None:
+        self.out, self.plan, self.lock = out, plan, lock
 
     def next_number(self) -> int:
         """Return the number of the next attempt, from 1."""
@@ -78,9 +78,14 @@ class Attempts:
         (self.out / "output").mkdir(exist_ok=True)
         command = [sys.executable, str(TRAINER), "--out", str(self.out)]
         command += [f"--attempt={number}", f"--rank={rank}", f"--world={world}"]
+        command += [f"--parent={os.getpid()}"]
         with open(self.output(number, rank), "wb") as output:
             return subprocess.Popen(
-                command, stdout=output, stderr=subprocess.STDOUT, process_group=group
+                command,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                process_group=group,
+                pass_fds=(self.lock,),
             )
 
     def output(self, number: int, rank: int) -> Path:

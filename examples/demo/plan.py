@@ -53,7 +53,9 @@ class Plan:
     @classmethod
     def load(cls, path: Path) -> "Plan":
         """Read what `save` wrote."""
-        return cls(**json.loads(path.read_text()))
+        facts = json.loads(path.read_text())
+        facts["anchors"] = [(step, weights) for step, weights in facts["anchors"]]
+        return cls(**facts)
 
 
 def make_plan(domains: list[str], fast: bool = False, steps: int | None = None) -> Plan:

@@ -166,12 +166,16 @@ def shares(history: History) -> Check:
 
 
 def planned(history: History) -> NDArray[np.float64]:
-    """Return the weights that the schedule and the live decisions ask for, [steps, domains]."""
+    """Return the weights that the schedule and the live decisions ask for, [steps, domains].
+
+    From each anchor the schedule goes on a line to the next, in stairs of `every` steps.
+    """
     start = history.start
-    at = np.array([step for step, _ in start["anchors"]], float)
+    at = np.array([step for step, _ in start["anchors"]])
     weights = np.array([weights for _, weights in start["anchors"]], float)
     steps = np.arange(int(start["steps"]))
-    evaluated = steps // start["every"] * start["every"]
+    anchor = at[np.searchsorted(at, steps, side="right") - 1]
+    evaluated = anchor + (steps - anchor) // start["every"] * start["every"]
     plan = np.stack([np.interp(evaluated, at, column) for column in weights.T], axis=1)
     for decision in sorted(history.decisions, key=lambda d: int(d["at"])):
         plan[decision["at"] // start["batch_size"] :] = decision["weights"]
@@ -215,7 +219,13 @@ def table(history: History) -> Table:
     total = int(history.start["batch_size"]) * int(history.start["steps"])
     plan = planned(history).mean(axis=0)
     part = max(1, len(history.tokens) // 20)
-    result = Table(title="What the model was trained on", title_justify="left", box=box.SIMPLE)
+    result = Table(
+        title="What the model was trained on",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+    )
     for column in ("domain", "size", "samples", "epochs", "planned", "achieved", "off by", "loss"):
         result.add_column(column, justify="left" if column == "domain" else "right", no_wrap=True)
     for d, name in enumerate(history.names):

@@ -22,6 +22,7 @@ NEEDS = {
     "mixcore._core": "mixcore, built",
     **{name: name for name in ("numpy", "rich", "torch", "tokenizers", "matplotlib")},
 }
+LOCK_PATIENCE = 15.0  # seconds
 OURS = ("demo", "plan.json", "tokens", "ledger.json", "checkpoint", "log", "output", "finished")
 
 
@@ -57,21 +58,31 @@ from rich.progress import (  # noqa: E402
 console = Console(highlight=False)
 
 
-def claim(out: Path, fast: bool, steps: int | None, fresh: bool) -> Plan | None:
-    """Take the folder; return the plan of an interrupted run, or None to start afresh.
+def claim(out: Path) -> int:
+    """Take the folder for this process and its children; return the descriptor of the lock.
 
-    Raises `SystemExit` with one line if the folder is somebody else's or in use.
+    Ends with one line if the folder holds other things or another demo is at work there.
     """
     if out.exists() and not out.is_dir():
         stop(f"--out {out} is a file")
     if out.is_dir() and any(out.iterdir()) and not (out / "demo").exists():
         stop(f"--out {out} holds files that no demo wrote; give a new or empty folder")
     out.mkdir(parents=True, exist_ok=True)
-    lock = os.open(out / "demo", os.O_RDWR | os.O_CREAT)  # held until this process ends
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        stop(f"--out {out} is in use by another demo")
+    # The ranks inherit the lock: where a killed demo's ranks are still alive, they are waited for.
+    lock = os.open(out / "demo", os.O_RDWR | os.O_CREAT)
+    deadline = time.monotonic() + LOCK_PATIENCE
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return lock
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                stop(f"--out {out} is in use by another demo")
+            time.sleep(0.1)
+
+
+def unfinished(out: Path, fast: bool, steps: int | None, fresh: bool) -> Plan | None:
+    """Return the plan of an interrupted run; or empty the folder and return None; say which."""
     if not (out / "plan.json").exists():
         console.print(f"Starting afresh in {out}: nothing there to go on with.")
     elif (out / "finished").exists():
@@ -151,9 +162,9 @@ def prepare(out: Path, fast: bool, steps: int | None) -> Plan:
     return plan
 
 
-def train(out: Path, plan: Plan) -> None:
+def train(out: Path, plan: Plan, lock: int) -> None:
     """Train with two ranks until the planned kill, then with one; an interrupted part goes on."""
-    attempts = Attempts(out, plan)
+    attempts = Attempts(out, plan, lock)
     with bars() as progress:
         task = progress.add_task("train", total=plan.steps, note="")
         last_line = -1
@@ -203,9 +214,10 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # through the finally blocks
     began = time.monotonic()
     try:
-        plan = claim(options.out, options.fast, options.steps, options.fresh)
+        lock = claim(options.out)
+        plan = unfinished(options.out, options.fast, options.steps, options.fresh)
         plan = plan or prepare(options.out, options.fast, options.steps)
-        train(options.out, plan)
+        train(options.out, plan, lock)
         holds = conclude(options.out)
     except TrainingFailed as error:
         console.print(f"[bold red]demo:[/] {error}", soft_wrap=True, markup=True)

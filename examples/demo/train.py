@@ -210,9 +210,8 @@ class Trainer:
         self.log.write("decision", at=at, weights=weights, reason=reason)
 
 
-def follow_parent() -> None:
+def follow(parent: int) -> None:
     """End this process when the one that started it is gone, however that one was killed."""
-    parent = os.getppid()
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -226,10 +225,10 @@ def main() -> None:
     """Train as one rank of a process group that meets in a file, so that no port is needed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
-    for name in ("--attempt", "--rank", "--world"):
+    for name in ("--attempt", "--rank", "--world", "--parent"):
         parser.add_argument(name, type=int, required=True)
     options = parser.parse_args()
-    follow_parent()
+    follow(options.parent)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     torch.set_num_threads(max(1, min(4, (cores or 1) // options.world)))
     if Path("/sys/class/net/lo").exists():  # all ranks are here: the host's name may not resolve
