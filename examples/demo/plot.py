@@ -21,7 +21,8 @@ from proof import achieved, planned
 # Eight colours that stay apart for colour-blind eyes (Okabe & Ito 2008; a grey for its black,
 # the yellow darkened for white paper).
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#6E6E6E", "#B5A800")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+WINDOWS = 30  # of the achieved shares and of the moving average, over the whole run
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
 
 
 def draw(history: History, path: Path) -> None:
@@ -40,8 +41,8 @@ def draw(history: History, path: Path) -> None:
     axes[2].set_xlabel("optimizer step")
     axes[2].set_xlim(0, steps)
     figure.suptitle(
-        f"{len(history.names)} domains, {steps} steps of {history.start['batch_size']} samples,"
-        f" {len(history.attempts)} attempts",
+        f"{len(history.names)} domains, {steps:,} steps of {history.start['batch_size']} samples,"
+        f" {len(history.attempts)} attempts (grey: lost with a kill and trained again)",
         x=0.07,
         ha="left",
         fontsize=16,
@@ -52,7 +53,7 @@ def draw(history: History, path: Path) -> None:
 
 def panel_shares(axis: Axes, history: History, steps: int) -> None:
     """Planned weights as lines, achieved shares of short windows as markers."""
-    window = max(3, steps // 40)
+    window = max(2, steps // WINDOWS)
     counts = np.diff(achieved(history), axis=0, prepend=0)
     whole = steps // window * window
     share = counts[:whole].reshape(-1, window, counts.shape[1]).sum(axis=1)
@@ -60,8 +61,8 @@ def panel_shares(axis: Axes, history: History, steps: int) -> None:
     middle = np.arange(len(share)) * window + window / 2
     plan = planned(history)
     for d, colour in enumerate(colours(history)):
-        axis.plot(np.arange(steps), plan[:, d], color=colour, lw=1.8)
-        axis.plot(middle, share[:, d], MARKERS[d % 8], color=colour, ms=5, mec="white", mew=0.5)
+        axis.step(np.arange(steps), plan[:, d], where="post", color=colour, lw=1.4)
+        axis.plot(middle, share[:, d], MARKERS[d % 8], color=colour, ms=8, mec="white", mew=0.8)
     axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axis.set_ylim(0, max(plan.max(), share.max()) * 1.12)
     heading(axis, f"planned weights (lines), achieved shares (markers: {window} steps each)")
@@ -70,7 +71,7 @@ def panel_shares(axis: Axes, history: History, steps: int) -> None:
 
 def panel_loss(axis: Axes, history: History, steps: int) -> None:
     """Loss per token of each domain, a moving average weighted by tokens."""
-    window = max(3, steps // 40)
+    window = max(2, steps // WINDOWS)
     kernel = np.ones(window)
     ends = []
     for d, colour in enumerate(colours(history)):
@@ -98,13 +99,17 @@ def panel_epochs(axis: Axes, history: History, steps: int) -> None:
 def mark_events(axis: Axes, history: History, with_text: bool) -> None:
     """Shade what was trained on twice, and mark kills, resumes and live decisions."""
     batch, top = history.start["batch_size"], axis.get_ylim()[1]
+    lines = 0  # of text, so that the words of several kills do not overlap
     for before, after in zip(history.attempts, history.attempts[1:], strict=False):
         axis.axvspan(after.first_step, before.last_step + 1, color="0.5", alpha=0.18, lw=0)
         axis.axvline(before.last_step + 1, color="0.25", lw=1.2)
         if with_text:
-            text = f"killed in step {before.last_step + 1} ({ranks(before.world)}), \n"
+            text = (
+                "\n" * lines + f"killed in step {before.last_step + 1} ({ranks(before.world)}), \n"
+            )
             text += f"resumed from step {after.first_step} ({ranks(after.world)}) "
             axis.text(after.first_step - 2, top, text, ha="right", va="top", fontsize=11)
+            lines += 2
     for decision in history.decisions:
         axis.axvline(decision["at"] / batch, color="0.25", lw=1.2, ls=(0, (4, 3)))
         if with_text:
