@@ -1,5 +1,7 @@
 """The data mixture of a pretraining run as a pure function of position."""
 
+from mixcore.batches import MixBatchSampler
+from mixcore.dataset import MixDataset
 from mixcore.domains import Domain
 from mixcore.errors import (
     ArgumentError,
@@ -27,6 +29,8 @@ __all__ = [
     "Domain",
     "Ledger",
     "LedgerError",
+    "MixBatchSampler",
+    "MixDataset",
     "MixcoreError",
     "Picks",
     "Sampler",
