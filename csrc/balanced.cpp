@@ -2,6 +2,7 @@
 #include "balanced.h"
 
 #include <algorithm>
+#include <cstdlib>
 #include <thread>
 
 #include "errors.h"
@@ -16,7 +17,7 @@ std::vector<i64> BaseAt(const Segment& segment, i64 x) {
 }
 
 std::vector<i128> IdealAt(const Segment& segment, i64 x) {
-  if (segment.exact) return x == segment.start ? segment.ideal : segment.ideal_after;
+  if (segment.exact) return segment.ideal_after;  // x is its end: nothing opens inside a batch
   std::vector<i128> ideal = segment.ideal;
   const i128 length = x - segment.start;
   for (std::size_t d = 0; d < ideal.size(); ++d) {
@@ -25,17 +26,59 @@ std::vector<i128> IdealAt(const Segment& segment, i64 x) {
   return ideal;
 }
 
-void BalancedPlan::Finish(Segment* segment) const {
-  const u64 batch = static_cast<u64>(segment->piece->batch);
-  segment->by_batch = Divider::Of(batch);
-  segment->radix = Radix::Of(batch);
-  if (segment->exact) return;
-  std::vector<i128> debt(segment->base.size());
-  for (std::size_t d = 0; d < debt.size(); ++d) {
-    debt[d] = segment->ideal[d] - (static_cast<i128>(segment->base[d]) << kShareBits);
+namespace {
+
+// The composition of a batch that serves debts first: one sample after another goes to the domain
+// with the largest debt, ties to the lower number. debt: exact ideals at the batch's end minus the
+// draws before it; domains with share 0 take no part.
+std::vector<i64> Settle(const std::vector<u64>& shares, const std::vector<i128>& debt, i64 batch) {
+  const std::size_t n = shares.size();
+  std::vector<i64> count(n, 0);
+  i64 sum = 0;
+  for (std::size_t d = 0; d < n; ++d) {
+    if (shares[d] > 0 && debt[d] > 0) count[d] = static_cast<i64>(debt[d] >> kShareBits);
+    sum += count[d];
   }
-  segment->tree = BuildTree(*segment->shares, debt.data());
-  segment->cap_end = CapEnd(*segment);
+  const auto rest = [&](u32 d) { return debt[d] - (static_cast<i128>(count[d]) << kShareBits); };
+  std::vector<u32> candidates;
+  while (sum != batch) {  // at most one sample a domain and round; two rounds are rare
+    const bool give = sum < batch;
+    candidates.clear();
+    for (u32 d = 0; d < n; ++d) {
+      if (shares[d] > 0 && (give || count[d] > 0)) candidates.push_back(d);
+    }
+    const i64 step = std::min<i64>(static_cast<i64>(candidates.size()), std::abs(batch - sum));
+    const auto first = [&](u32 x, u32 y) {
+      const i128 a = rest(x), b = rest(y);
+      return a != b ? (give ? a > b : a < b) : x < y;
+    };
+    const auto edge = candidates.begin() + step;
+    if (edge != candidates.end())
+      std::nth_element(candidates.begin(), edge, candidates.end(), first);
+    for (auto d = candidates.begin(); d != edge; ++d) count[*d] += give ? 1 : -1;
+    sum += give ? step : -step;
+  }
+  return count;
+}
+
+}  // namespace
+
+void BalancedPlan::PushExact(i64 x, const char* kind, std::shared_ptr<const Piece> piece,
+                             std::shared_ptr<const std::vector<u64>> shares, std::vector<i64> base,
+                             const std::vector<i64>& count, std::vector<i128> ideal_after) {
+  auto segment = std::make_unique<Segment>();
+  segment->start = x;
+  segment->cap_end = x + piece->batch;
+  segment->exact = true;
+  segment->kind = kind;
+  segment->by_batch = Divider::Of(static_cast<u64>(piece->batch));
+  segment->radix = Radix::Of(static_cast<u64>(piece->batch));
+  segment->piece = std::move(piece);
+  segment->shares = std::move(shares);
+  segment->base = std::move(base);
+  segment->ideal_after = std::move(ideal_after);
+  segment->tree = BuildExactTree(count);
+  segments_.push_back(std::move(segment));
 }
 
 // Opens a segment at x: the piece's shares, less the domains that are used up.
@@ -74,11 +117,45 @@ void BalancedPlan::Open(i64 x, std::shared_ptr<const Piece> piece, std::vector<i
   }
   if (used_up) {
     segment->shares = std::make_shared<const std::vector<u64>>(SharesOfMasses(mass));
+    segment->kind = "redistributed";
     Apportion(*segment->shares, forgiven, &ideal);
+  }
+  const std::vector<u64>& shares = *segment->shares;
+  std::vector<i128> debt(base.size());
+  bool settle = false;
+  for (std::size_t d = 0; d < debt.size(); ++d) {
+    debt[d] = ideal[d] - (static_cast<i128>(base[d]) << kShareBits);
+    const i128 one = static_cast<i128>(kShareSum);
+    settle = settle || (shares[d] > 0 && (debt[d] > one || debt[d] < -one));
+  }
+  // A tree corrects a sum of debts, not each of them: a domain that is owed may starve among others
+  // that are ahead. Where a change finds a debt of more than one sample, its first batch is dealt
+  // out domain by domain.
+  const i64 batch = segment->batch();
+  if (settle && x == segment->piece->start) {
+    std::vector<i128> after = ideal;
+    for (std::size_t d = 0; d < after.size(); ++d) {
+      const i128 due = static_cast<i128>(shares[d]) * batch;
+      after[d] += due;
+      debt[d] += due;
+    }
+    const std::vector<i64> count = Settle(shares, debt, batch);
+    bool fits = true;
+    for (std::size_t d = 0; d < base.size(); ++d) {
+      fits = fits && (count[d] == 0 || count[d] <= domains_[d].cap - base[d]);
+    }
+    if (fits) {
+      return PushExact(x, "settle", segment->piece, segment->shares, std::move(base), count,
+                       std::move(after));
+    }
+    for (std::size_t d = 0; d < debt.size(); ++d) debt[d] -= static_cast<i128>(shares[d]) * batch;
   }
   segment->base = std::move(base);
   segment->ideal = std::move(ideal);
-  Finish(segment.get());
+  segment->by_batch = Divider::Of(static_cast<u64>(batch));
+  segment->radix = Radix::Of(static_cast<u64>(batch));
+  segment->tree = BuildTree(*segment->shares, debt.data());
+  segment->cap_end = CapEnd(*segment);
   segments_.push_back(std::move(segment));
 }
 
@@ -137,19 +214,7 @@ void BalancedPlan::ReachCap() {
       }
     }
     if (again) continue;
-    auto segment = std::make_unique<Segment>();
-    segment->start = x;
-    segment->cap_end = x + batch;
-    segment->exact = true;
-    segment->piece = last.piece;
-    segment->shares = last.shares;
-    segment->base = base;
-    segment->ideal = ideal;
-    segment->ideal_after = std::move(next);
-    segment->tree = BuildExactTree(count);
-    Finish(segment.get());
-    segments_.push_back(std::move(segment));
-    return;
+    return PushExact(x, "cap", last.piece, last.shares, base, count, std::move(next));
   }
 }
 
@@ -198,7 +263,13 @@ void BalancedPlan::Extend(i64 position) {
     }
     const Segment& last = *segments_.back();
     if (position < std::min(last.cap_end, next)) return;
-    if (next <= last.cap_end) {
+    const auto same = [&] {  // a change that changes nothing: not a single count may move
+      return pieces_[next_piece_]->batch == last.piece->batch &&
+             pieces_[next_piece_]->shares == last.piece->shares;
+    };
+    if (next <= last.cap_end && same()) {
+      ++next_piece_;
+    } else if (next <= last.cap_end) {
       Open(next, pieces_[next_piece_++], BaseAt(last, next), IdealAt(last, next));
     } else if (last.exact) {
       Open(last.cap_end, last.piece, BaseAt(last, last.cap_end), IdealAt(last, last.cap_end));
@@ -356,10 +427,8 @@ SegmentInfo BalancedPlan::Explain(i64 position) {
   const i64 next_piece = next_piece_ < pieces_.size() ? pieces_[next_piece_]->start : kNever;
   const i64 end =
       index + 1 < segments_.size() ? segments_[index + 1]->start : std::min(s.cap_end, next_piece);
-  const bool whole = s.shares.get() == &s.piece->shares;
-  const char* kind = s.exact ? "cap" : whole ? "piece" : "redistributed";
   const double bound = s.exact ? 0.0 : DeviationBound(s.tree, *s.shares);
-  return {s.start, std::min(end, end_.position), s.batch(), kind, *s.shares, s.base, bound};
+  return {s.start, std::min(end, end_.position), s.batch(), s.kind, *s.shares, s.base, bound};
 }
 
 i64 BalancedPlan::MemoryBytes() {

@@ -17,8 +17,9 @@ struct Segment {
   std::shared_ptr<const std::vector<u64>> shares;  // the piece's, or redistributed ones
   std::vector<i64> base;                           // draws before start, one per domain
   std::vector<i128> ideal;        // exact share at start: sum of share x length, units of 2^-62
-  std::vector<i128> ideal_after;  // exact segments: the same at start + batch
+  std::vector<i128> ideal_after;  // exact segments have this instead: the same at start + batch
   Tree tree;
+  const char* kind = "piece";
   Divider by_batch;
   Radix radix;
 
@@ -59,8 +60,11 @@ class BalancedPlan final : public Plan {
   void Open(i64 x, std::shared_ptr<const Piece> piece, std::vector<i64> base,
             std::vector<i128> ideal);
   void ReachCap();
+  // Adds a segment of one batch that draws `count` of each domain.
+  void PushExact(i64 x, const char* kind, std::shared_ptr<const Piece> piece,
+                 std::shared_ptr<const std::vector<u64>> shares, std::vector<i64> base,
+                 const std::vector<i64>& count, std::vector<i128> ideal_after);
   i64 CapEnd(const Segment& segment) const;
-  void Finish(Segment* segment) const;
   // Index of the segment that holds `position`.
   std::size_t Find(i64 position) const;
   void PicksOfRange(i64 start, i64 count, const Fields& out) const;

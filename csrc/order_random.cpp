@@ -40,7 +40,7 @@ class RandomPlan final : public SequentialPlan {
           events_.push_back({live_.position, d});
         }
         Prepare();
-        if (end_.position != kNever) return i + 1;
+        if (end_.position <= live_.position) return i + 1;
       }
     }
     return n;

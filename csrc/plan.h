@@ -71,7 +71,9 @@ struct Checkpoint {
 // What explain and report show of one segment.
 struct SegmentInfo {
   i64 start, end, batch;
-  std::string kind;  // "piece", "cap" (the batch that draws what is left), "redistributed"
+  // "piece", "redistributed" (caps took part of its shares), or one batch of a given composition:
+  // "cap" (draws what is left of a domain), "settle" (pays debts of more than one sample)
+  std::string kind;
   std::vector<u64> shares;
   std::vector<i64> base;
   double bound;  // on a leaf's deviation, samples

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <numeric>
+#include <stdexcept>
 
 #include "errors.h"
 
@@ -41,8 +42,9 @@ void SequentialPlan::Keep() {
 }
 
 // Advances the live state over pieces; stops short only at the end of the run.
-void SequentialPlan::Run(i64 count, i32* domain, i64* draw) {
-  for (i64 done = 0; done < count && live_.position < end_.position;) {
+i64 SequentialPlan::Run(i64 count, i32* domain, i64* draw) {
+  i64 done = 0;
+  while (done < count && live_.position < end_.position) {
     std::size_t index = begun_ < 0 ? 0 : static_cast<std::size_t>(begun_);
     while (index + 1 < pieces_.size() && pieces_[index + 1]->start <= live_.position) ++index;
     if (begun_ != static_cast<i64>(index)) {
@@ -55,8 +57,9 @@ void SequentialPlan::Run(i64 count, i32* domain, i64* draw) {
     const i64 made = Advance(n, domain ? domain + done : nullptr, draw ? draw + done : nullptr);
     done += made;
     if (live_.position == mark) Keep();
-    if (made < n) return;
+    if (made < n) break;
   }
+  return done;
 }
 
 // Brings the live state to `position`, from itself or from the nearest checkpoint before it.
@@ -108,7 +111,7 @@ void SequentialPlan::Picks(i64 start, i64 count, int, const Fields& out) {
     const Fields here = out.At(done);
     i32* d = here.domain ? here.domain : domain.data();
     i64* x = here.draw ? here.draw : draw.data();
-    Run(n, d, x);
+    if (Run(n, d, x) != n) throw std::logic_error("a replay ended before the run's end");
     if (out.epoch || out.sample) FillSamples(d, x, n, here);
   }
 }
@@ -127,7 +130,8 @@ void SequentialPlan::At(const i64* positions, i64 count, const Fields& out) {
     if (positions[i] != at) {
       at = positions[i];
       Seek(at);
-      Run(1, &domain, &draw);
+      if (Run(1, &domain, &draw) != 1)
+        throw std::logic_error("a replay ended before the run's end");
     }
     if (out.domain) out.domain[i] = domain;
     if (out.draw) out.draw[i] = draw;

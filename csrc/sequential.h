@@ -38,7 +38,7 @@ class SequentialPlan : public Plan {
 
  private:
   void Seek(i64 position);
-  void Run(i64 count, i32* domain, i64* draw);
+  i64 Run(i64 count, i32* domain, i64* draw);
   void Keep();
   i64 RunEnd(i64 last);
 

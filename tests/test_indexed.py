@@ -188,10 +188,16 @@ def test_unverified_reads_find_the_damage(tmp_path):
         reader.read(0, 5)
     with pytest.raises(DataError, match=re.escape("sequence_lengths[0] = 2: ends at byte 4")):
         reader.read(0, 3)
-    reader = IndexedReader(write(tmp_path, damaged(POINTERS + 8, "<q", 2**63 - 2)), verify=False)
-    for access in (lambda: reader.get(1), lambda: reader.entries(np.array([1]))):
-        with pytest.raises(DataError, match=re.escape(f"sequence_pointers[1] = {2**63 - 2}")):
-            access()
+    # The last: beyond the end by a sum that overflows 64 bits.
+    for pointer, length in ((5, 0), (-2, 1), (2**63 - 2, 0), (2**63 - 2, 2**31 - 1)):
+        idx = bytearray(damaged(POINTERS + 8, "<q", pointer))
+        struct.pack_into("<i", idx, LENGTHS + 4, length)
+        reader = IndexedReader(write(tmp_path, bytes(idx)), verify=False)
+        message = re.escape(f"sequence_pointers[1] = {pointer}:")
+        with pytest.raises(DataError, match=message):
+            reader.get(1)
+        with pytest.raises(DataError, match=message):
+            reader.entries(np.array([0, 1]))
 
 
 def test_cut_at_every_byte(tmp_path):
@@ -264,10 +270,13 @@ def test_verify_in_chunks(tmp_path, monkeypatch, chunk):
             with pytest.raises(DataError, match=re.escape(f"{field}[{place}] = -1:")):
                 IndexedReader(corpus())
             array[place] = kept
-    # Lengths and pointers that agree with each other but not with the .bin: told where it ends.
+    # A length beyond the .bin stops the sum before the next chunk, where -25 would mend it.
     lengths[3], lengths[5] = 30, -25
     pointers[4:] = np.cumsum(lengths, dtype="<i8")[3:-1]
-    with pytest.raises(DataError, match=r"sequence_lengths\[(3|5)\]"):
+    wrong = (
+        "sequence_lengths[3] = 30: ends at byte 33" if chunk < 3 else "sequence_lengths[5] = -25"
+    )
+    with pytest.raises(DataError, match=re.escape(wrong)):
         IndexedReader(corpus())
 
 
