@@ -13,8 +13,9 @@ from pathlib import Path
 
 import numpy as np
 from corpus import Gathered
-from mixcore.indexed_writer import IndexedWriter, token_dtype
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from mixcore.indexed_writer import IndexedWriter, token_dtype
 
 END = "<|endoftext|>"
 BYTES_PER_DOMAIN = 200_000  # what the tokenizer is trained on

@@ -19,13 +19,18 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from data import Batch, live_decisions, make_ledger, make_loader, open_domains
+from data import live_decisions, open_domains, open_ledger
 from model import GPT, sample_losses
 from plan import Plan
 from torch import Tensor
+from torch.utils.data import DataLoader
+
+from mixcore.batches import MixBatchSampler
+from mixcore.dataset import MixDataset
 
 MICRO_BATCH = 16  # samples a forward pass: 2 ranks take one a step, 1 rank takes two
 LIVE_WINDOW = 50  # steps whose losses the live decision looks at
+Batch = dict[str, Tensor]  # tokens [samples, length + 1]; position, domain, ... int64[samples]
 LIVE_LEAD = 8  # steps from the live decision to its effect: more than the loader fetches ahead
 
 
@@ -54,7 +59,14 @@ class Trainer:
         )
         self.step = 0
         self.datasets = open_domains(out / "tokens", plan)
-        self.ledger = make_ledger(out / "ledger.json", plan, self.datasets, rank)
+        self.ledger = open_ledger(out / "ledger.json", plan, self.datasets, rank)
+        self.sampler = MixBatchSampler(
+            self.ledger,
+            MICRO_BATCH,
+            rank=rank,
+            world_size=world,
+            end=plan.steps * plan.batch_size,
+        )
         self.log = Log(out / "log" / f"attempt-{attempt}-rank-{rank}.jsonl")
         self.recent = torch.zeros(2, len(plan.domains), dtype=torch.float64)
 
@@ -64,31 +76,30 @@ class Trainer:
         return self.step * self.plan.batch_size
 
     def resume(self) -> str | None:
-        """Load the newest checkpoint, if any, and check that it belongs to this ledger."""
+        """Load the newest checkpoint, if any.
+
+        Raises `mixcore.LedgerError` if it was trained under another ledger than `ledger.json`. How
+        many ranks wrote it does not matter.
+        """
         files = sorted((self.out / "checkpoint").glob("step-*.pt"))
         if not files:
             return None
         state = torch.load(files[-1], weights_only=True)
-        if self.ledger.digest_at(state["position"]) != state["digest"]:
-            raise SystemExit(f"{files[-1].name} was trained under another ledger than ledger.json")
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
+        self.sampler.load_state_dict(state["sampler"])
         self.step = state["step"]
         return files[-1].name
 
     def save(self) -> None:
-        """Write a checkpoint under a temporary name and rename it, so that none is ever half there.
-
-        It holds no state of a loader or sampler: the ledger and the position are all of that.
-        """
+        """Write a checkpoint under a temporary name and rename it: none is ever half there."""
         folder = self.out / "checkpoint"
         folder.mkdir(exist_ok=True)
         state = {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "sampler": self.sampler.state_dict(self.position),  # not what is fetched ahead
             "step": self.step,
-            "position": self.position,
-            "digest": self.ledger.digest_at(self.position),
         }
         torch.save(state, folder / "unfinished")
         os.replace(folder / "unfinished", folder / f"step-{self.step:06d}.pt")
@@ -114,8 +125,9 @@ class Trainer:
             checkpoint=checkpoint,
             ledger=self.ledger.digest,
         )
-        group = (self.rank, self.world, MICRO_BATCH)
-        batches = iter(make_loader(self.ledger, self.datasets, plan, group, self.position))
+        dataset = MixDataset(self.ledger, self.datasets)
+        loader = DataLoader(dataset, batch_sampler=self.sampler, num_workers=plan.workers)
+        batches = iter(loader)
         while self.step < plan.steps:
             self.train_step(batches)
             if self.step == plan.live_step - LIVE_LEAD and not live_decisions(self.ledger):
@@ -133,7 +145,7 @@ class Trainer:
         losses = []
         self.optimizer.zero_grad()
         for batch in mine:
-            loss = sample_losses(self.model, batch.tokens)
+            loss = sample_losses(self.model, batch["tokens"])
             (loss.mean() / count).backward()
             losses.append(loss.detach())
         self.average_gradients()
@@ -164,10 +176,10 @@ class Trainer:
     def log_step(self, batches: list[Batch], losses: Tensor, seconds: float) -> None:
         """Write down every sample of this step, a check sum of its tokens, and the losses."""
         columns = {
-            name: [int(value) for batch in batches for value in getattr(batch, name)]
+            name: [value for batch in batches for value in batch[name].tolist()]
             for name in ("position", "domain", "draw", "epoch", "sample")
         }
-        crc = [zlib.crc32(row.numpy().tobytes()) for batch in batches for row in batch.tokens]
+        crc = [zlib.crc32(row.numpy().tobytes()) for batch in batches for row in batch["tokens"]]
         domain = torch.tensor(columns["domain"])
         sums = torch.zeros(2, len(self.plan.domains), dtype=torch.float64)
         sums[0].index_add_(0, domain, losses.double() * self.plan.length)
