@@ -224,8 +224,9 @@ py::array SampleIdx(const py::object& sizes_in, const py::object& document_idx_i
   shape.num_samples =
       NumSamples(num_epochs * tokens_per_epoch - extra, shape.seq_length, drop_last);
   CheckRange("the number of samples", shape.num_samples, 0, kMaxSize);
-  const int workers = threads > 0 ? static_cast<int>(threads)
-                                  : std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
+  const int workers = threads > 0
+                          ? static_cast<int>(threads)
+                          : std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
   const bool wide = bits == 64 || (bits == 0 && documents.size() > kMaxInt);
   return wide ? SampleRows<std::int64_t>(sizes.data(), documents.data(), shape, workers, plain)
               : SampleRows<std::int32_t>(sizes.data(), documents.data(), shape, workers, plain);

@@ -5,7 +5,8 @@
 
 #if defined(__x86_64__) && defined(__GNUC__)
 #define MIXCORE_X86 1
-// GCC 12 takes the "undefined" operands inside its own AVX-512 header for a mistake (its bug 105593).
+// GCC 12 takes the "undefined" operands inside its own AVX-512 header for a mistake (its bug
+// 105593).
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #pragma GCC diagnostic ignored "-Wuninitialized"
 #include <immintrin.h>
@@ -16,7 +17,8 @@ namespace {
 
 constexpr double kInf = std::numeric_limits<double>::infinity();
 
-// ---- any machine ---------------------------------------------------------------------------------
+// ---- any machine
+// ---------------------------------------------------------------------------------
 
 inline double Error(const GreedyList& list, std::int32_t k, double drawn) {
   return list.weight[k] * drawn - list.count[k] + list.debt[k];
@@ -24,7 +26,7 @@ inline double Error(const GreedyList& list, std::int32_t k, double drawn) {
 
 // Book the draw of list place `k` at step t of the block; true if that was the domain's last one.
 inline bool Book(GreedyBlock& b, std::int64_t t, std::int32_t k) {
-  const std::int32_t domain = b.list->domain[k];
+  const std::int32_t domain = b.list->id[k];
   b.domain_out[t] = domain;
   const std::int64_t count = b.counts[domain]++;
   b.count_out[t] = count;
@@ -57,7 +59,7 @@ inline void Keep(const GreedyList& from, GreedyList& to, std::int32_t k) {
   to.count[place] = from.count[k];
   to.debt[place] = from.debt[k];
   to.up[place] = k;
-  to.domain[place] = from.domain[k];
+  to.id[place] = from.id[k];
 }
 
 double SievePlain(const GreedyList& from, GreedyList& to, double first, double last, bool) {
@@ -72,7 +74,159 @@ double SievePlain(const GreedyList& from, GreedyList& to, double first, double l
 
 #ifdef MIXCORE_X86
 
-// ---- AVX-512 -------------------------------------------------------------------------------------
+// ---- AVX2
+// ----------------------------------------------------------------------------------------
+
+#define MIXCORE_AVX2 __attribute__((target("avx2,bmi,popcnt")))
+
+MIXCORE_AVX2 inline __m256d AllMax(__m256d x) {
+  x = _mm256_max_pd(x, _mm256_permute2f128_pd(x, x, 1));
+  return _mm256_max_pd(x, _mm256_permute_pd(x, 5));
+}
+
+// V vectors hold the whole list, counts in registers: a step waits only for the last step's draw.
+template <int V, bool kDebts>
+MIXCORE_AVX2 __attribute__((always_inline)) inline std::int64_t Body256(GreedyBlock& b) {
+  GreedyList& list = *b.list;
+  __m256d count[V], error[V], best[V], hit[V];
+#pragma GCC unroll 8
+  for (int v = 0; v < V; ++v) count[v] = _mm256_loadu_pd(&list.count[4 * v]);
+  const __m256d one = _mm256_set1_pd(1.0);
+  __m256d drawn = _mm256_set1_pd(static_cast<double>(std::max<std::int64_t>(b.first, 1)));
+  const double floor = list.floor;
+  double lowest = b.lowest, top = b.last;
+  std::int64_t t = 0;
+  for (bool spent = false; t < b.steps && !spent; ++t) {
+#pragma GCC unroll 8
+    for (int v = 0; v < V; ++v) {
+      const __m256d product = _mm256_mul_pd(_mm256_loadu_pd(&list.weight[4 * v]), drawn);
+      error[v] = _mm256_sub_pd(product, count[v]);
+      if (kDebts) error[v] = _mm256_add_pd(error[v], _mm256_loadu_pd(&list.debt[4 * v]));
+      best[v] = error[v];
+    }
+#pragma GCC unroll 3
+    for (int half = 4; half >= 1; half /= 2) {
+#pragma GCC unroll 4
+      for (int v = 0; v < half; ++v) {
+        if (v + half < V) best[v] = _mm256_max_pd(best[v], best[v + half]);
+      }
+    }
+    const __m256d all = AllMax(best[0]);
+    unsigned bits = 0;
+#pragma GCC unroll 8
+    for (int v = 0; v < V; ++v) {
+      hit[v] = _mm256_cmp_pd(error[v], all, _CMP_EQ_OQ);
+      bits |= static_cast<unsigned>(_mm256_movemask_pd(hit[v])) << (4 * v);
+    }
+    top = _mm256_cvtsd_f64(all);
+    lowest = std::min(lowest, top);
+    if (top < floor) break;
+    const int place = __builtin_ctz(bits);
+    if (__builtin_expect((bits & (bits - 1)) != 0, 0)) {  // a tie: the lowest domain
+      __m256i lane = _mm256_setr_epi64x(0, 1, 2, 3);
+#pragma GCC unroll 8
+      for (int v = 0; v < V; ++v) {
+        hit[v] = _mm256_castsi256_pd(_mm256_cmpeq_epi64(lane, _mm256_set1_epi64x(place)));
+        lane = _mm256_add_epi64(lane, _mm256_set1_epi64x(4));
+      }
+    }
+#pragma GCC unroll 8
+    for (int v = 0; v < V; ++v) count[v] = _mm256_add_pd(count[v], _mm256_and_pd(hit[v], one));
+    drawn = _mm256_add_pd(drawn, one);
+    spent = Book(b, t, place);
+  }
+#pragma GCC unroll 8
+  for (int v = 0; v < V; ++v) _mm256_storeu_pd(&list.count[4 * v], count[v]);
+  b.lowest = lowest;
+  b.last = top;
+  return t;
+}
+
+template <int V, bool kDebts>
+MIXCORE_AVX2 std::int64_t Draw256(GreedyBlock& b) {
+  return Body256<V, kDebts>(b);
+}
+
+MIXCORE_AVX2 inline __m256d Errors256(const GreedyList& list, std::int32_t k, __m256d drawn) {
+  const __m256d product = _mm256_mul_pd(_mm256_loadu_pd(&list.weight[k]), drawn);
+  const __m256d error = _mm256_sub_pd(product, _mm256_loadu_pd(&list.count[k]));
+  return _mm256_add_pd(error, _mm256_loadu_pd(&list.debt[k]));
+}
+
+MIXCORE_AVX2 std::int64_t DrawLong256(GreedyBlock& b) {
+  GreedyList& list = *b.list;
+  double drawn = static_cast<double>(std::max<std::int64_t>(b.first, 1));
+  for (std::int64_t t = 0; t < b.steps; ++t, drawn += 1.0) {
+    const __m256d multiplier = _mm256_set1_pd(drawn);
+    __m256d best = _mm256_set1_pd(-kInf), other = best;
+    for (std::int32_t k = 0; k < list.num; k += 8) {  // the padding makes eights of every list
+      best = _mm256_max_pd(best, Errors256(list, k, multiplier));
+      other = _mm256_max_pd(other, Errors256(list, k + 4, multiplier));
+    }
+    best = AllMax(_mm256_max_pd(best, other));
+    b.last = _mm256_cvtsd_f64(best);
+    b.lowest = std::min(b.lowest, b.last);
+    if (b.last < list.floor) return t;
+    int bits = 0;
+    std::int32_t k = 0;
+    for (; bits == 0; k += 4) {
+      const __m256d error = Errors256(list, k, multiplier);
+      bits = _mm256_movemask_pd(_mm256_cmp_pd(error, best, _CMP_EQ_OQ));
+    }
+    const std::int32_t place = k - 4 + __builtin_ctz(static_cast<unsigned>(bits));
+    list.count[place] += 1.0;
+    if (Book(b, t, place)) return t + 1;
+  }
+  return b.steps;
+}
+
+template <bool kDebts>
+std::int64_t DrawShort256(GreedyBlock& b) {
+  switch ((b.list->num + 3) / 4) {
+    case 0:
+    case 1:
+      return Draw256<1, kDebts>(b);
+    case 2:
+      return Draw256<2, kDebts>(b);
+    case 3:
+      return Draw256<3, kDebts>(b);
+    case 4:
+      return Draw256<4, kDebts>(b);
+    case 5:
+      return Draw256<5, kDebts>(b);
+    case 6:
+      return Draw256<6, kDebts>(b);
+    case 7:
+      return Draw256<7, kDebts>(b);
+    case 8:
+      return Draw256<8, kDebts>(b);
+    default:
+      return DrawLong256(b);
+  }
+}
+
+std::int64_t DrawAny256(GreedyBlock& b, bool debts) {
+  return debts ? DrawShort256<true>(b) : DrawShort256<false>(b);
+}
+
+MIXCORE_AVX2 double Sieve256(const GreedyList& from, GreedyList& to, double first, double last,
+                             bool) {
+  const __m256d m0 = _mm256_set1_pd(first), m1 = _mm256_set1_pd(last);
+  const __m256d floor = _mm256_set1_pd(to.floor);
+  __m256d best = _mm256_set1_pd(-kInf);
+  to.num = 0;
+  for (std::int32_t k = 0; k < from.num; k += 4) {
+    best = _mm256_max_pd(best, Errors256(from, k, m0));
+    const __m256d kept = _mm256_cmp_pd(Errors256(from, k, m1), floor, _CMP_GE_OQ);
+    for (int bits = _mm256_movemask_pd(kept); bits != 0; bits &= bits - 1) {
+      Keep(from, to, k + __builtin_ctz(static_cast<unsigned>(bits)));
+    }
+  }
+  return _mm256_cvtsd_f64(AllMax(best));
+}
+
+// ---- AVX-512
+// -------------------------------------------------------------------------------------
 
 #define MIXCORE_AVX512 __attribute__((target("avx512f,avx512dq,avx512vl,bmi,popcnt")))
 
@@ -82,7 +236,13 @@ MIXCORE_AVX512 inline __m512d AllMax(__m512d x) {
   return _mm512_max_pd(x, _mm512_permute_pd(x, 0x55));
 }
 
-// V vectors hold the whole list, counts in registers: a step waits only for the last step's draw.
+// The same as Draw256, with more registers for it.
+template <int V, bool kDebts>
+MIXCORE_AVX512 std::int64_t Draw256On512(GreedyBlock& b) {
+  return Body256<V, kDebts>(b);
+}
+
+// Vectors of eight: slower for lists that fit in eight vectors of four.
 template <int V, bool kDebts>
 MIXCORE_AVX512 std::int64_t Draw512(GreedyBlock& b) {
   GreedyList& list = *b.list;
@@ -128,10 +288,15 @@ MIXCORE_AVX512 std::int64_t Draw512(GreedyBlock& b) {
     if (__builtin_expect((bits & (bits - 1)) != 0, 0)) {  // a tie: the lowest domain
       bits &= ~bits + 1;
 #pragma GCC unroll 8
-      for (int v = 0; v < V; ++v) hit[v] = static_cast<__mmask8>(bits >> (8 * v));
-    }
+      for (int v = 0; v < V; ++v) {
+        const auto mask = static_cast<__mmask8>(bits >> (8 * v));
+        count[v] = _mm512_mask_add_pd(count[v], mask, count[v], one);
+      }
+      asm volatile("" ::: "memory");
+    } else {
 #pragma GCC unroll 8
-    for (int v = 0; v < V; ++v) count[v] = _mm512_mask_add_pd(count[v], hit[v], count[v], one);
+      for (int v = 0; v < V; ++v) count[v] = _mm512_mask_add_pd(count[v], hit[v], count[v], one);
+    }
     drawn = _mm512_add_pd(drawn, one);
     spent = Book(b, t, static_cast<std::int32_t>(__builtin_ctzll(bits)));
   }
@@ -178,23 +343,35 @@ MIXCORE_AVX512 std::int64_t DrawLong512(GreedyBlock& b) {
 
 template <bool kDebts>
 std::int64_t DrawShort512(GreedyBlock& b) {
-  switch ((b.list->num + 7) / 8) {
+  switch ((b.list->num + 3) / 4) {
     case 0:
     case 1:
-      return Draw512<1, kDebts>(b);
+      return Draw256On512<1, kDebts>(b);
     case 2:
-      return Draw512<2, kDebts>(b);
+      return Draw256On512<2, kDebts>(b);
     case 3:
-      return Draw512<3, kDebts>(b);
+      return Draw256On512<3, kDebts>(b);
     case 4:
-      return Draw512<4, kDebts>(b);
+      return Draw256On512<4, kDebts>(b);
     case 5:
-      return Draw512<5, kDebts>(b);
+      return Draw256On512<5, kDebts>(b);
     case 6:
-      return Draw512<6, kDebts>(b);
+      return Draw256On512<6, kDebts>(b);
     case 7:
-      return Draw512<7, kDebts>(b);
+      return Draw256On512<7, kDebts>(b);
     case 8:
+      return Draw256On512<8, kDebts>(b);
+    case 9:
+    case 10:
+      return Draw512<5, kDebts>(b);
+    case 11:
+    case 12:
+      return Draw512<6, kDebts>(b);
+    case 13:
+    case 14:
+      return Draw512<7, kDebts>(b);
+    case 15:
+    case 16:
       return Draw512<8, kDebts>(b);
     default:
       return DrawLong512(b);
@@ -228,11 +405,11 @@ MIXCORE_AVX512 double Sieve512(const GreedyList& from, GreedyList& to, double fi
     _mm512_storeu_pd(&to.weight[num], _mm512_maskz_compress_pd(kept, weight));
     _mm512_storeu_pd(&to.count[num], _mm512_maskz_compress_pd(kept, count));
     if (kDebts) _mm512_storeu_pd(&to.debt[num], _mm512_maskz_compress_pd(kept, debt));
-    const __m256i domain = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(&from.domain[k]));
+    const __m256i id = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(&from.id[k]));
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(&to.up[num]),
                         _mm256_maskz_compress_epi32(kept, place));
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(&to.domain[num]),
-                        _mm256_maskz_compress_epi32(kept, domain));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(&to.id[num]),
+                        _mm256_maskz_compress_epi32(kept, id));
     place = _mm256_add_epi32(place, _mm256_set1_epi32(8));
     num += __builtin_popcount(kept);
   }
@@ -248,6 +425,7 @@ double SieveAny512(const GreedyList& from, GreedyList& to, double first, double 
 
 constexpr GreedyKernels kPlainKernels{DrawPlain, SievePlain, 24};
 #ifdef MIXCORE_X86
+constexpr GreedyKernels kAvx2Kernels{DrawAny256, Sieve256, 32};
 constexpr GreedyKernels kAvx512Kernels{DrawAny512, SieveAny512, 64};
 #endif
 
@@ -267,6 +445,7 @@ Isa BestIsa() {
 const GreedyKernels& KernelsFor(Isa isa) {
 #ifdef MIXCORE_X86
   if (isa == Isa::kAvx512) return kAvx512Kernels;
+  if (isa == Isa::kAvx2) return kAvx2Kernels;
 #endif
   (void)isa;
   return kPlainKernels;

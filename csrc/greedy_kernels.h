@@ -10,12 +10,12 @@ namespace mixcore {
 // Draws decided within one list.
 struct GreedyBlock {
   GreedyList* list;
-  std::int64_t first, steps;      // first >= 1, or steps == 1
-  std::int64_t* counts;           // by domain, updated
-  const std::int64_t* limits;     // by domain; the block ends after the draw that reaches one
+  std::int64_t first, steps;   // first >= 1, or steps == 1
+  std::int64_t* counts;        // by domain, updated
+  const std::int64_t* limits;  // by domain; the block ends after the draw that reaches one
   std::int32_t* domain_out;
   std::int64_t* count_out;
-  double lowest, last;            // out: smallest and last best error
+  double lowest, last;  // out: smallest and last best error
 };
 
 struct GreedyKernels {

@@ -12,8 +12,14 @@ from mixcore.errors import (
     DistanceError,
     LedgerError,
     MixcoreError,
+    OutOfRangeError,
 )
 from mixcore.ledger import Ledger
+from mixcore.megatron_arrays import (
+    build_blending_indices,
+    build_exhaustive_blending_indices,
+    build_sample_idx,
+)
 from mixcore.sampler import Picks, Sampler
 from mixcore.schedule import Schedule, linear, piecewise
 
@@ -32,9 +38,13 @@ __all__ = [
     "MixBatchSampler",
     "MixDataset",
     "MixcoreError",
+    "OutOfRangeError",
     "Picks",
     "Sampler",
     "Schedule",
+    "build_blending_indices",
+    "build_exhaustive_blending_indices",
+    "build_sample_idx",
     "cuda_available",
     "linear",
     "piecewise",

@@ -75,6 +75,9 @@ class MixBatchSampler:
             about batch_size that does not fit.
         CapError: While iterating: the run ends here, and the ledger says on_cap="error". With
             "stop", and where every domain is used up, iteration ends.
+
+    A DataLoader with workers shows what is raised while iterating as soon as it would prefetch the
+    micro-batch in question, not when the trainer comes to it.
     """
 
     def __init__(
@@ -99,6 +102,8 @@ class MixBatchSampler:
 
     def seek(self, position: int) -> None:
         """Go on from `position` (samples consumed by all ranks); running iterators become invalid.
+
+        Going back does not open positions to decisions again: the ledger's `fetched` stays.
 
         Raises:
             ValueError, TypeError: No micro-batch of this shape begins at `position`, or it does not

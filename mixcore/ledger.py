@@ -26,6 +26,7 @@ from mixcore.schedule import (
     resolve,
     schedule_from,
 )
+from mixcore.segment import Segment, segment_at
 
 ORDERS = ("balanced", "megatron", "random")
 ON_CAP = ("redistribute", "stop", "error")
@@ -87,7 +88,8 @@ class Ledger:
             raise ArgumentError("weights must be given unless the schedule begins at 0, got None")
         batch_size = integer("batch_size", batch_size, 1, MAX_BATCH)
         decision = self._decide(0, weights, batch_size, domains, schedule, False, "start", "")
-        if weights is None and (decision.schedule is None or decision.schedule.steps[0].position):
+        first = decision.schedule.steps[0] if decision.schedule else None
+        if weights is None and (first is None or first.position or first.shares is None):
             raise ArgumentError("weights must be given unless the schedule begins at 0, got None")
         self._apply(decision)
 
@@ -175,6 +177,10 @@ class Ledger:
                 return steps + (position - piece.start) // piece.batch_size
             steps += (after - piece.start) // piece.batch_size
         raise AssertionError("unreachable: the last piece is open-ended")
+
+    def explain(self, position: int) -> Segment:
+        """What is in force at a position, from where to where, and by which decision."""
+        return segment_at(self, position)
 
     def end(self, horizon: int = MAX_POSITION) -> tuple[int, str] | None:
         """Where the run must end at or before `horizon`: (position, domain to blame), or None."""
@@ -492,7 +498,8 @@ class Ledger:
         if not self._pieces:
             if decision.position or decision.batch_size is None or not decision.add:
                 raise LedgerError("the first decision must begin the run")
-            if decision.shares is None and not (steps and steps[0].position == 0):
+            begun = steps and steps[0].position == 0 and steps[0].shares is not None
+            if decision.shares is None and not begun:
                 raise LedgerError("the first decision has no shares")
             return
         if decision.add and decision.shares is None:

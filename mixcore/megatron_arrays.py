@@ -118,8 +118,8 @@ def build_sample_idx(
         ArgumentError, ArgumentTypeError: an argument is not usable; a document number is out of
             range or its length negative.
     """
-    bits = {None: 0, np.dtype(np.int32): 32, np.dtype(np.int64): 64}
-    wanted = None if dtype is None else np.dtype(dtype)
+    bits = {"None": 0, "int32": 32, "int64": 64}
+    wanted = "None" if dtype is None else str(np.dtype(dtype))
     if wanted not in bits:
         raise ArgumentError(f"dtype must be None, int32 or int64, got {wanted}")
     if threads is not None and _integer("threads", threads) < 1:

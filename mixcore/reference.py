@@ -227,7 +227,7 @@ class Run:
     on_cap: str = "redistribute"
 
     def picks(self, count: int) -> list[tuple[int, int, int, int]]:
-        """(domain, draw, epoch, sample) of positions 0 to count - 1; EndOfRun if there are fewer."""
+        """(domain, draw, epoch, sample) of the first positions; EndOfRun if there are fewer."""
         made = {"balanced": self._balanced, "megatron": self._megatron, "random": self._random}
         return [(d, x, *self.sample(d, x)) for d, x in made[self.order](count)[:count]]
 
