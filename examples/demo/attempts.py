@@ -79,12 +79,15 @@ class Attempts:
         command = [sys.executable, str(TRAINER), "--out", str(self.out)]
         command += [f"--attempt={number}", f"--rank={rank}", f"--world={world}"]
         command += [f"--parent={os.getpid()}"]
+        # Threads that wait spinning take minutes for a step where other work needs the cores.
+        environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}
         with open(self.output(number, rank), "wb") as output:
             return subprocess.Popen(
                 command,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 process_group=group,
+                env=environment,
                 pass_fds=(self.lock,),
             )
 

@@ -28,9 +28,9 @@ from torch.utils.data import DataLoader
 from mixcore.batches import MixBatchSampler
 from mixcore.dataset import MixDataset
 
+Batch = dict[str, Tensor]  # tokens [samples, length + 1]; position, domain, ... int64[samples]
 MICRO_BATCH = 16  # samples a forward pass: 2 ranks take one a step, 1 rank takes two
 LIVE_WINDOW = 50  # steps whose losses the live decision looks at
-Batch = dict[str, Tensor]  # tokens [samples, length + 1]; position, domain, ... int64[samples]
 LIVE_LEAD = 8  # steps from the live decision to its effect: more than the loader fetches ahead
 
 
