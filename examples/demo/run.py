@@ -16,10 +16,11 @@ import signal
 import sys
 import time
 from pathlib import Path
+from typing import NoReturn
 
 # Import name -> what to install; looked for first, so that a missing one gives one clear line.
 NEEDS = {
-    "mixcore._core": "mixcore, built",
+    "mixcore._core": "mixcore (built)",
     **{name: name for name in ("numpy", "rich", "torch", "tokenizers", "matplotlib")},
 }
 LOCK_PATIENCE = 15.0  # seconds
@@ -47,6 +48,7 @@ import corpus  # noqa: E402
 from attempts import Attempts, TrainingFailed  # noqa: E402
 from plan import Plan, make_plan  # noqa: E402
 from rich.console import Console  # noqa: E402
+from rich.markup import escape  # noqa: E402
 from rich.progress import (  # noqa: E402
     BarColumn,
     MofNCompleteColumn,
@@ -104,9 +106,9 @@ def unfinished(out: Path, fast: bool, steps: int | None, fresh: bool) -> Plan | 
     return None
 
 
-def stop(message: str) -> None:
+def stop(message: str) -> NoReturn:
     """End with one line and exit code 2."""
-    console.print(f"[bold red]demo:[/] {message}", soft_wrap=True)
+    console.print(f"[bold red]demo:[/] {escape(message)}", soft_wrap=True)
     sys.exit(2)
 
 
@@ -220,7 +222,7 @@ def main() -> int:
         train(options.out, plan, lock)
         holds = conclude(options.out)
     except TrainingFailed as error:
-        console.print(f"[bold red]demo:[/] {error}", soft_wrap=True, markup=True)
+        console.print(f"[bold red]demo:[/] {escape(str(error))}", soft_wrap=True)
         return 1
     except KeyboardInterrupt:
         console.print("Stopped. Run the same command again to go on from the last checkpoint.")

@@ -130,7 +130,7 @@ class Trainer:
         batches = iter(loader)
         while self.step < plan.steps:
             self.train_step(batches)
-            if self.step == plan.live_step - LIVE_LEAD and not live_decisions(self.ledger):
+            if self.step >= plan.live_step - LIVE_LEAD and not live_decisions(self.ledger):
                 self.decide()
             if self.step % plan.checkpoint_every == 0 or self.step == plan.steps:
                 dist.barrier()  # every rank has logged what the checkpoint contains
