@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mixcore import _core
+from mixcore import _core, checkpoints
 from mixcore._checks import MAX_BATCH, MAX_POSITION, choice, integer, text, weights
 from mixcore.decision import Decision
 from mixcore.domains import Domain, check_domains, stream_key
@@ -338,9 +338,8 @@ class Ledger:
         if current is not None and current.start != decision.position:
             current = before
         new = self._pieces_of(decision, current)
-        total = self._num_shares + sum(len(p.shares) for p in new)
-        if total > MAX_SHARES:
-            raise LedgerError(f"a ledger holds at most {MAX_SHARES} shares in all, got {total}")
+        more = sum(len(p.shares) for p in new)
+        self._check_size(more)
         if self._journal is not None:
             self._journal.append(decision)  # on disk before it is in force
         for d in decision.add:
@@ -369,7 +368,7 @@ class Ledger:
             if floats is not None:
                 floats = np.concatenate([floats, np.zeros(len(padded) - len(floats))])
             self._plan.append(step.start, step.batch_size, padded, floats)
-        self._num_shares = total
+        self._num_shares += more
 
     def _pieces_of(self, decision: Decision, current: Piece | None) -> list[Piece]:
         """The pieces that a decision amounts to, digests not yet known."""
@@ -393,7 +392,13 @@ class Ledger:
             if pieces and pieces[-1].start == step.position:
                 pieces.pop()
             pieces.append(Piece(step.position, batch, shares, floats, 0, b""))
+            self._check_size(len(pieces) * len(shares))
         return pieces
+
+    def _check_size(self, more: int) -> None:
+        total = self._num_shares + more
+        if total > MAX_SHARES:
+            raise LedgerError(f"a ledger holds at most {MAX_SHARES} shares in all, got {total}")
 
     def _padded(self, shares: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
         missing = len(self._domains) - len(shares)
@@ -415,9 +420,11 @@ class Ledger:
         """Write the ledger, or the decisions that the file at `path` lacks; fsynced.
 
         An incomplete last line of the file (a crash while writing) is moved to
-        `<path>.incomplete` first. A file of another run is refused and stays as it is.
+        `<path>.incomplete` first. A file of another run is refused and stays as it is. A
+        sequential order's checkpoints go to `<path>.checkpoints.npz`.
         """
         Journal(path, self.header()).sync(self._decisions)
+        checkpoints.save(self, path)
 
     def attach(self, path: str | Path) -> None:
         """Save, and from now on write each decision to the file before it is in force."""
@@ -436,7 +443,9 @@ class Ledger:
         Raises:
             LedgerError: The file is damaged, foreign, or of other domains; it stays as it is.
         """
-        return cls._rebuild(*Journal.read(path), domains, str(path))
+        ledger = cls._rebuild(*Journal.read(path), domains, str(path))
+        checkpoints.load(ledger, path)
+        return ledger
 
     def to_bytes(self) -> bytes:
         """The ledger file's content, for checkpoints and other processes."""

@@ -127,3 +127,9 @@ def test_weights_may_be_left_out_only_if_the_schedule_begins_at_0():
             ValueError, match="weights must be given unless the schedule begins at 0"
         ):
             mixcore.Ledger(domains, batch_size=4, schedule=schedule)
+
+
+def test_a_schedule_too_long_for_a_ledger_is_refused_before_it_is_built(monkeypatch):
+    monkeypatch.setattr("mixcore.ledger.MAX_SHARES", 1_000)
+    with pytest.raises(mixcore.LedgerError, match="at most 1000 shares in all, got 1002"):
+        make_ledger(2, schedule=linear([(0, [1, 0]), (10**12, [0, 1])], every=1))
