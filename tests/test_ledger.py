@@ -88,6 +88,16 @@ def test_digest_covers_what_decides_and_nothing_else():
     assert len(digests) == len(others) + 1
 
 
+def test_digest_covers_domains_whose_decision_was_replaced():
+    digests = set()
+    for size in (5, 6):
+        ledger = make_ledger(1, batch_size=8)
+        ledger.append(80, [1, 1], add=[mixcore.Domain("x", size)])
+        ledger.append(80, [2, 1])  # the same boundary: takes the place of the piece before
+        digests.add(ledger.digest)
+    assert len(digests) == 2
+
+
 def test_a_later_dated_decision_stands_in_the_way():
     ledger = make_ledger(2, batch_size=10)
     ledger.append(1_000, [1, 0])
