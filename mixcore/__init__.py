@@ -18,8 +18,10 @@ from mixcore.megatron_arrays import (
     build_exhaustive_blending_indices,
     build_sample_idx,
 )
+from mixcore.methods import method, methods
 from mixcore.sampler import Picks, Sampler
 from mixcore.schedule import Schedule, linear, piecewise
+from mixcore.signals import Signals
 
 __version__ = "0.1.0"
 
@@ -38,11 +40,14 @@ __all__ = [
     "Picks",
     "Sampler",
     "Schedule",
+    "Signals",
     "build_blending_indices",
     "build_exhaustive_blending_indices",
     "build_sample_idx",
     "cuda_available",
     "linear",
+    "method",
+    "methods",
     "piecewise",
 ]
 
