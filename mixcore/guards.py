@@ -1,8 +1,8 @@
 """Guards: limits on what any method may decide, applied one after the other; the last one wins.
 
 A guard is a callable `(weights, moment) -> weights`, float64[D] on the simplex both ways. Those of
-a `mix.yaml` come in the order floor, max_change, repeat_cap: data that is not there cannot be drawn,
-so the cap has the last word.
+a `mix.yaml` come in the order floor, max_change, repeat_cap: data that is not there cannot be
+drawn, so the cap has the last word.
 """
 
 from bisect import bisect_right
@@ -73,6 +73,7 @@ class Floor:
         choice("floor.kind", self.kind, ("uniform", "exact"))
 
     def __call__(self, weights: Floats, moment: Moment) -> Floats:
+        """The weights, none below the floor."""
         num = len(weights)
         if self.value * num > 1:
             raise ArgumentError(f"floor must be at most 1 / {num} (the domains), got {self.value}")
@@ -97,6 +98,7 @@ class MaxChange:
         number("max_change", self.value, 0, above=True)
 
     def __call__(self, weights: Floats, moment: Moment) -> Floats:
+        """The weights, near enough to those in force."""
         q = moment.weights
         low, high = q * np.exp(-self.value), np.minimum(q * np.exp(self.value), 1.0)
         return fit(weights, low, np.where(q > 0, high, 1.0))
@@ -121,6 +123,7 @@ class RepeatCap:
         number("repeat_cap", self.epochs, 0, above=True)
 
     def __call__(self, weights: Floats, moment: Moment) -> Floats:
+        """The weights, within what is left."""
         if moment.remaining is None:
             raise ArgumentError(f"repeat_cap={self.epochs:g} needs the controller's train_samples")
         if moment.remaining == 0:
@@ -158,6 +161,7 @@ class WarmUp:
         integer("ramp", self.ramp, 0, MAX_POSITION)
 
     def __call__(self, weights: Floats, moment: Moment) -> Floats:
+        """The initial weights, or a blend, or the weights."""
         if moment.step <= self.hold and (moment.step < self.hold or self.ramp):
             return moment.initial
         if moment.step >= self.hold + self.ramp:
@@ -180,6 +184,7 @@ class Quantise:
         integer("levels", self.levels, 1, 1 << 31)
 
     def __call__(self, weights: Floats, moment: Moment) -> Floats:
+        """The weights, rounded."""
         positive = weights > 0
         if positive.sum() > self.levels:
             raise ArgumentError(
@@ -201,9 +206,9 @@ class Quantise:
 def fit(weights: Floats, low: Floats, high: Floats) -> Floats:
     """The p with low <= p <= high and sum 1 that is nearest to weights in KL(p || weights).
 
-    p_i = clip(k w_i, low_i, high_i); the sum grows with k, piecewise linearly, so k is found exactly
-    from the sorted corners: O(D log D). Domains of weight 0 get something only where there is no other way, in
-    proportion to high - low.
+    p_i = clip(k w_i, low_i, high_i); the sum grows with k, piecewise linearly, so k is found
+    exactly from the sorted corners: O(D log D). Domains of weight 0 get something only where there
+    is no other way, in proportion to high - low.
 
     Raises:
         ArgumentError: No such p: sum of low > 1 or sum of high < 1.

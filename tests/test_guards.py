@@ -140,7 +140,12 @@ def test_quantise_by_hand():
     assert q(np.array([0.44, 0.33, 0.23]), moment()).tolist() == [0.5, 0.3, 0.2]
     assert q(np.array([0.98, 0.01, 0.01]), moment()).tolist() == [0.8, 0.1, 0.1]
     assert q(np.array([1.0, 0.0, 0.0]), moment()).tolist() == [1, 0, 0]
-    assert q(np.array([0.25, 0.25, 0.25, 0.25]), moment([0.25] * 4)).tolist() == [0.3, 0.3, 0.2, 0.2]
+    assert q(np.array([0.25, 0.25, 0.25, 0.25]), moment([0.25] * 4)).tolist() == [
+        0.3,
+        0.3,
+        0.2,
+        0.2,
+    ]
 
 
 @given(simplex(6), st.integers(6, 500))

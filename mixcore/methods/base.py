@@ -115,6 +115,10 @@ class Method:
         """The new weights (any positive sum); what the method remembers is changed here."""
         return self._weights
 
+    def why(self) -> tuple[str, str]:
+        """Author and reason of what the last update said, where they are not the method itself."""
+        return "", ""
+
     def state_dict(self) -> dict[str, Any]:
         """All that `update` has changed, as plain Python values, exact."""
         fields = ("_weights", *self.state_fields)
@@ -282,7 +286,8 @@ def log(weights: Floats) -> Floats:
 def softmax(logits: Floats) -> Floats:
     """exp(logits - max), normalised: float64; any finite logits, and -inf for some."""
     shifted: Floats = np.exp(logits - logits.max())
-    return shifted / shifted.sum()
+    shifted /= shifted.sum()
+    return shifted
 
 
 def carried(new: Floats, last: Floats) -> Floats:
