@@ -1,5 +1,6 @@
 """The data mixture of a pretraining run as a pure function of position."""
 
+from mixcore.controller import Controller
 from mixcore.domains import Domain
 from mixcore.errors import (
     ArgumentError,
@@ -29,6 +30,7 @@ __all__ = [
     "ArgumentError",
     "ArgumentTypeError",
     "CapError",
+    "Controller",
     "DataError",
     "DeviceError",
     "DistanceError",

@@ -1,18 +1,10 @@
-"""The two things that ranks say to each other, as callbacks; `torch.distributed` is one way."""
+"""Reduction and broadcast over `torch.distributed`."""
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-Ints = npt.NDArray[np.int64]
-
-Reduce = Callable[[Ints], Ints]
-"""Every rank calls it with an int64 array of one axis, gets the element-wise sum over the ranks."""
-
-Broadcast = Callable[[bytes | None], bytes]
-"""Every rank calls it; rank 0 with bytes, the others with None; all get rank 0's bytes."""
+from mixcore.ranks import Broadcast, Ints, Reduce
 
 
 def torch_reduce(group: Any = None) -> Reduce:

@@ -49,6 +49,8 @@ class Method:
         version: Of the state's layout; a state of another version is refused.
         state_fields: Attributes that make up the state (numbers, str, None, arrays, lists, dicts).
         domains: What the weights are for, in order.
+        silent: Set by `_update` where it has nothing to say (`external` without a new request):
+            a controller then decides nothing, whatever the weights are.
 
     Args:
         domains: One or more; names unique.
@@ -66,6 +68,7 @@ class Method:
     paper: ClassVar[str]
     version: ClassVar[int] = 1
     state_fields: ClassVar[tuple[str, ...]] = ()
+    silent: bool = False
 
     def __init__(self, domains: Sequence[Domain], *, initial: Weights | None = None) -> None:
         self.domains = check_domains(domains)
