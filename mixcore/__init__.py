@@ -1,6 +1,7 @@
 """The data mixture of a pretraining run as a pure function of position."""
 
 from mixcore.batches import MixBatchSampler
+from mixcore.controller import Controller
 from mixcore.dataset import MixDataset
 from mixcore.domains import Domain
 from mixcore.errors import (
@@ -20,8 +21,10 @@ from mixcore.megatron_arrays import (
     build_exhaustive_blending_indices,
     build_sample_idx,
 )
+from mixcore.methods import method, methods
 from mixcore.sampler import Picks, Sampler
 from mixcore.schedule import Schedule, linear, piecewise
+from mixcore.signals import Signals
 
 __version__ = "0.1.0"
 
@@ -29,6 +32,7 @@ __all__ = [
     "ArgumentError",
     "ArgumentTypeError",
     "CapError",
+    "Controller",
     "DataError",
     "DeviceError",
     "DistanceError",
@@ -42,11 +46,14 @@ __all__ = [
     "Picks",
     "Sampler",
     "Schedule",
+    "Signals",
     "build_blending_indices",
     "build_exhaustive_blending_indices",
     "build_sample_idx",
     "cuda_available",
     "linear",
+    "method",
+    "methods",
     "piecewise",
 ]
 

@@ -44,20 +44,26 @@ def choice(name: str, value: object, allowed: Sequence[str]) -> str:
     return value
 
 
-def _number(name: str, value: object) -> float:
+def _number(name: str, value: object, signed: bool = False) -> float:
     if isinstance(value, (bool, np.bool_, str, bytes)):
         raise ArgumentTypeError(f"{name} must be a number, got {value!r}")
     try:
         number = float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError, OverflowError):
         raise ArgumentTypeError(f"{name} must be a number, got {value!r}") from None
-    if not math.isfinite(number) or number < 0:
-        raise ArgumentError(f"{name} must be finite and >= 0, got {number}")
+    if not math.isfinite(number) or (number < 0 and not signed):
+        what = "finite" if signed else "finite and >= 0"
+        raise ArgumentError(f"{name} must be {what}, got {number}")
     return number
 
 
 def weights(
-    name: str, value: object, domains: Sequence[str], *, positive_sum: bool = True
+    name: str,
+    value: object,
+    domains: Sequence[str],
+    *,
+    positive_sum: bool = True,
+    signed: bool = False,
 ) -> npt.NDArray[np.float64]:
     """Return one float64 weight a domain, from a mapping by name or a sequence in their order.
 
@@ -66,6 +72,7 @@ def weights(
         value: A mapping that names every domain, or a sequence or array with one entry a domain.
         domains: The domains' names, in order.
         positive_sum: Refuse weights that are all zero.
+        signed: Allow negative entries (for what is one number a domain, but no weight).
     """
     if isinstance(value, Mapping):
         names = set(domains)
@@ -92,16 +99,18 @@ def weights(
         raise ArgumentError(
             f"{name} must have one entry a domain ({len(domains)}), got {len(entries)}"
         )
-    array = _as_floats(entries)
+    array = _as_floats(entries, signed)
     if array is None:
-        numbers = [_number(f"{name}[{d!r}]", x) for d, x in zip(domains, entries, strict=True)]
+        numbers = [
+            _number(f"{name}[{d!r}]", x, signed) for d, x in zip(domains, entries, strict=True)
+        ]
         array = np.array(numbers, dtype=np.float64)
     if positive_sum and not array.any():
         raise ArgumentError(f"{name} must have a positive sum, got all zeros")
     return array
 
 
-def _as_floats(entries: list[Any]) -> npt.NDArray[np.float64] | None:
+def _as_floats(entries: list[Any], signed: bool) -> npt.NDArray[np.float64] | None:
     """The entries as one array if nothing is wrong with them, else None."""
     if not all(type(x) is float or type(x) is int for x in entries):
         return None
@@ -109,4 +118,4 @@ def _as_floats(entries: list[Any]) -> npt.NDArray[np.float64] | None:
         array = np.array(entries, dtype=np.float64)
     except OverflowError:
         return None
-    return array if bool(np.isfinite(array).all() and (array >= 0).all()) else None
+    return array if bool(np.isfinite(array).all() and (signed or (array >= 0).all())) else None

@@ -1,0 +1,125 @@
+"""The methods: a dict and three functions. A method's file is imported when it is asked for."""
+
+import importlib
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any, TypeVar
+
+from mixcore.domains import Domain
+from mixcore.errors import ArgumentError
+from mixcore.methods.base import FAMILIES, Method
+
+M = TypeVar("M", bound=type[Method])
+
+# Name -> the module that registers it; its class, once it is imported.
+_METHODS: dict[str, str | type[Method]] = {
+    # static rules
+    "proportional": "mixcore.methods.proportional",
+    # dynamic, adaptive
+    # dynamic, guided by losses from outside the run
+    # dynamic, guided by gradients
+    # by people and programs
+}
+
+
+@dataclass(frozen=True)
+class MethodInfo:
+    """What a method says of itself; the fields are those of Method, `options` its defaults."""
+
+    name: str
+    family: str
+    needs: tuple[str, ...]
+    update_every: int | None
+    cost: str
+    paper: str
+    summary: str
+    options: dict[str, Any]
+
+
+def register(cls: M) -> M:
+    """Class decorator: make a method known by its name.
+
+    Raises:
+        ArgumentError: Another method has that name, or the class lacks something.
+    """
+    there = _METHODS.get(cls.name)
+    if there is not None and there not in (cls, cls.__module__):
+        raise ArgumentError(f"a method named {cls.name!r} exists already: {there}")
+    if cls.family not in FAMILIES:
+        raise ArgumentError(f"family must be one of {FAMILIES}, got {cls.family!r}")
+    _METHODS[cls.name] = cls
+    return cls
+
+
+def method(name: str, *, domains: Sequence[Domain], **options: Any) -> Method:
+    """Build a method.
+
+    Example:
+        >>> method("proportional", domains=[Domain("web", 900), Domain("code", 100)]).weights()
+        array([0.9, 0.1])
+
+    Args:
+        name: Its short name; `methods()` lists them.
+        domains: What the weights are for, in order.
+        options: The method's own, named as in its paper, with its defaults.
+
+    Raises:
+        ValueError, TypeError: An unknown name or option, or a bad value; the message names it.
+    """
+    cls = _class(name)
+    known = _options(cls)
+    for option in options:
+        if option not in known:
+            close = get_close_matches(option, known, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise ArgumentError(
+                f"method {name!r} has no option {option!r} (its value: {options[option]!r})"
+                f"{hint}; known: {', '.join(known) or 'none'}"
+            )
+    missing = [o for o, default in known.items() if default is ... and o not in options]
+    if missing:
+        raise ArgumentError(f"method {name!r} needs the option {', '.join(missing)}")
+    return cls(domains, **options)
+
+
+def methods() -> dict[str, MethodInfo]:
+    """Every method by its name, with family, needs, update period, cost and paper."""
+    found = {}
+    for name in _METHODS:
+        cls = _class(name)
+        found[name] = MethodInfo(
+            name=name,
+            family=cls.family,
+            needs=cls.needs,
+            update_every=cls.update_every,
+            cost=cls.cost,
+            paper=cls.paper,
+            summary=(inspect.getdoc(cls) or "").split("\n")[0],
+            options={o: None if d is ... else d for o, d in _options(cls).items()},
+        )
+    return found
+
+
+def _class(name: str) -> type[Method]:
+    entry = _METHODS.get(name) if isinstance(name, str) else None
+    if entry is None:
+        close = get_close_matches(str(name), _METHODS, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise ArgumentError(f"no method is named {name!r}{hint}; known: {', '.join(_METHODS)}")
+    if isinstance(entry, str):
+        importlib.import_module(entry)  # its @register puts the class in the dict
+        entry = _METHODS[name]
+    assert not isinstance(entry, str), f"{entry} does not register {name!r}"
+    return entry
+
+
+def _options(cls: type[Method]) -> dict[str, Any]:
+    """Keyword-only arguments of the constructor and their defaults; ... where there is none."""
+    parameters = inspect.signature(cls.__init__).parameters.values()
+    return {
+        p.name: ... if p.default is p.empty else p.default
+        for p in parameters
+        if p.kind is p.KEYWORD_ONLY
+    }
