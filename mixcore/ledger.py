@@ -292,7 +292,29 @@ class Ledger:
                 f"position {decision.position} is beyond the end of the run at {end[0]}: "
                 f"domain {end[1]!r} has nothing left"
             )
+        self._check_caps(decision)
         self._apply(decision)
+
+    def _check_caps(self, decision: Decision) -> None:
+        """Refuse weights for which nothing could be drawn: their domains are used up."""
+        if all(d.cap is None for d in self._domains):
+            return
+        shares = decision.shares
+        if shares is None:
+            shares = self.piece_at(decision.position).shares
+        counts = self._plan.counts(decision.position).tolist()
+        wanted = [d for d, s in enumerate(shares.tolist()) if s and d < len(counts)]
+        spent = [
+            self._domains[d]
+            for d in wanted
+            if (cap := self._domains[d].cap) is not None and counts[d] >= cap
+        ]
+        only = len(spent) == np.count_nonzero(shares)
+        if only or (spent and self.on_cap != "redistribute"):
+            raise LedgerError(
+                f"weights at position {decision.position} ask for domain {spent[0].name!r}, which "
+                f"has reached its cap of {spent[0].cap} samples (on_cap={self.on_cap!r})"
+            )
 
     def _decide(
         self,

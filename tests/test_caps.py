@@ -89,9 +89,25 @@ def test_appending_at_the_end_lets_the_run_go_on():
         mixcore.LedgerError, match=f"beyond the end of the run at {end}: domain 'math'"
     ):
         ledger.append(end + 64, [1, 0, 0])
+    message = "position {} ask for domain 'math', which has reached its cap of 600 samples"
+    for later in ({"weights": [1, 0, 1]}, {"batch_size": 8}):
+        if mixcore.Sampler(ledger).counts(end)[2] == 600:
+            with pytest.raises(mixcore.LedgerError, match=message.format(end)):
+                ledger.append(end, **later)
     ledger.append(end, [1, 0, 0], reason="go on with web alone")
     assert ledger.end() is None
     assert set(mixcore.Sampler(ledger).picks(end, 500).domain) == {0}
+
+
+def test_weights_for_used_up_domains_alone_are_refused():
+    ledger = capped()
+    at = max(at for at, _ in ledger.cap_events(64_000))
+    digest = ledger.digest
+    message = "domain 'code', which has reached its cap of 1000 samples"
+    with pytest.raises(mixcore.LedgerError, match=message):
+        ledger.append(at, [0, 1, 1])
+    assert ledger.digest == digest
+    ledger.append(at, [1, 1, 1])  # their shares go to web
 
 
 def test_when_everything_is_spent_the_run_ends():
