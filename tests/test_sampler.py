@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import mixcore
+from mixcore import reference
 
 ORDERS = ("balanced", "megatron", "random")
 FAR = 10**12
@@ -241,3 +242,19 @@ def test_checkpoints_of_a_sequential_order_are_bounded(order):
     tail = rows(sampler.picks(2_999_000, 1_000))
     fresh = mixcore.Sampler(make_ledger(3, order=order))
     assert np.array_equal(rows(fresh.at(range(2_999_000, 3_000_000))), tail)
+
+
+@pytest.mark.parametrize("size", [63, 64, 999, 1_000, 65_537, 2**31 - 1, 2**31, 2**40, 2**48])
+def test_samples_of_any_size_equal_the_twin(size):
+    """Bulk and single look-ups take different paths to a sample, by size; the twin has one."""
+    domains = [mixcore.Domain("a", size), mixcore.Domain("b", 1_500), mixcore.Domain("c", None)]
+    sampler = mixcore.Sampler(mixcore.Ledger(domains, [4, 2, 1], batch_size=70, seed=3))
+    for p in (sampler.picks(10**9, 700), sampler.at(range(10**9, 10**9 + 100))):
+        for d, draw, epoch, sample in zip(p.domain, p.draw, p.epoch, p.sample, strict=True):
+            domain = domains[d]
+            if domain.size is None:
+                assert (epoch, sample) == (0, draw)
+                continue
+            want, place = divmod(int(draw), domain.size)
+            keys = reference.words(domain.key(3), want, reference.EPOCH)
+            assert (epoch, sample) == (want, reference.permute(domain.size, keys, place))
