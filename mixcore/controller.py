@@ -7,26 +7,22 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mixcore import _core
 from mixcore._checks import MAX_BATCH, MAX_POSITION, integer
 from mixcore.accumulate import COLUMNS, Accumulator, Window, table_from_plain
-from mixcore.decision_log import DecisionLog, plain, reason
+from mixcore.decider import OBSERVED, Decider
+from mixcore.decision_log import DecisionLog
 from mixcore.errors import ArgumentError, ArgumentTypeError, LedgerError
-from mixcore.guards import Guard, Moment
+from mixcore.guards import Guard
 from mixcore.ledger import Ledger
 from mixcore.methods.base import Method
 from mixcore.ranks import Broadcast, Ranks, Reduce
 from mixcore.resume import drop_later
-from mixcore.sampler import Sampler
-from mixcore.schedule import megatron_normalise
-from mixcore.signals import ARRAYS, HOW, Signals
+from mixcore.signals import ARRAYS, HOW
 
-Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
 FORMAT = "mixcore.controller/1"
 OWN = ("draws", "total_draws", "weights")  # signals that follow from the ledger
-OBSERVED = ("loss_sum", "tokens")
 
 
 class Controller:
@@ -116,13 +112,11 @@ class Controller:
         )
         if train_samples is not None:
             integer("train_samples", train_samples, 1, MAX_POSITION)
-        self.train_samples = train_samples
         self._ranks = Ranks(rank, world_size, reduce, broadcast)
         self._supply = dict(supply or {})
-        self._guards = tuple(guards)
         self._log = None if log is None or rank else DecisionLog(log)
-        self._author = f"mixcore.{method.name}" if author is None else author
-        self._sampler = Sampler(ledger)
+        author = f"mixcore.{method.name}" if author is None else author
+        self._decider = Decider(ledger, method, guards, train_samples, author)
         self._sums = Accumulator(len(ledger.domains))
         self._position: int | None = None  # consumed at the last call of step
         self._step = 0
@@ -144,10 +138,6 @@ class Controller:
                     f"method {self.method.name!r} needs the signal {need}, which nobody supplies: "
                     f"give the controller supply={{{need!r}: a callable}}, or {HOW[need]}"
                 )
-        for i, guard in enumerate(self._guards):
-            if not callable(guard):
-                raise ArgumentTypeError(f"guards[{i}] must be callable, got {guard!r}")
-        self._guarded(self._weights_at(0), self._moment(0, 0))
 
     def _check_domains(self) -> None:
         mine = [d.name for d in self.ledger.domains]
@@ -234,7 +224,10 @@ class Controller:
         self._check_lag(position, effective, fetched)
         window = Window(table)
         answer = self._ranks.from_rank_0(
-            self._step, lambda: self._decide(position, effective, window, supplied)
+            self._step,
+            lambda: self._decider.decide(
+                self._step, self._since, position, effective, window, supplied
+            ),
         )
         made = answer["shares"] is not None
         try:
@@ -266,96 +259,6 @@ class Controller:
             f"already fetched the positions below {furthest}; this needs lag_steps >= {needed} "
             f"(num_workers * prefetch_factor micro-batches, plus what the framework looks ahead)"
         )
-
-    def _decide(
-        self, position: int, effective: int, window: Window, supplied: Mapping[str, Any]
-    ) -> dict[str, Any]:
-        """Rank 0: ask the method. The answer is plain values: shares or None, why, the record."""
-        method = self.method
-        wanted = {n for n in method.needs if n in OBSERVED and n not in supplied}
-        if wanted and not window.samples.any():
-            raise ArgumentError(
-                f"nothing was observed from position {self._since} to {position}, but method "
-                f"{method.name!r} needs {', '.join(sorted(wanted))}: {HOW['loss_sum']}"
-            )
-        drawn = self._sampler.counts(position)
-        measured = {
-            "loss_sum": window.loss_sum,
-            "tokens": window.tokens,
-            "draws": drawn - self._sampler.counts(self._since),
-            "total_draws": drawn,
-            "weights": self._weights_at(position - 1),
-        }
-        signals = Signals(step=self._step, **{**measured, **supplied})
-        proposed = method.update(signals)
-        record: dict[str, Any] = {
-            "step": self._step,
-            "position": position,
-            "effective": effective,
-            "method": method.name,
-            "loss": signals.loss,
-            "tokens": signals.tokens,
-            "draws": signals.draws,
-            "dropped": window.dropped,
-            "proposed": proposed,
-        }
-        nothing = {"shares": None, "floats": None, "reason": "", "author": ""}
-        end = self.ledger.end(effective)
-        past = self.train_samples is not None and effective >= self.train_samples
-        if method.silent or past or (end is not None and end[0] <= effective):
-            why = "the method has nothing to say" if method.silent else "the run ends before"
-            return _plain(nothing | {"record": record | {"decided": False, "why": why}})
-        moment = self._moment(self._step, effective)
-        weights, moved = self._guarded(proposed, moment)
-        author, why = method.why()
-        names = [d.name for d in self.ledger.domains]
-        text = reason(method.name, self._step, names, moment.weights, weights, signals.loss)
-        shares = _core.shares(weights)
-        changed = not np.array_equal(shares, self.ledger.piece_at(effective).shares)
-        record |= {
-            "decided": changed,
-            "before": moment.weights,
-            "weights": weights,
-            "guards": moved,
-            "notes": moment.notes,
-            "author": author or self._author,
-            "reason": why,
-        }
-        if not changed:
-            return _plain(nothing | {"record": record})
-        floats = None
-        if self.ledger.order == "megatron":  # this order decides by floats: send their very bits
-            floats = [x.hex() for x in megatron_normalise(weights).tolist()]
-        text = "; ".join(t for t in (why, text, *moment.notes) if t)
-        answer = {"shares": shares, "floats": floats, "reason": text, "record": record}
-        return _plain(answer | {"author": author or self._author})
-
-    def _moment(self, step: int, effective: int) -> Moment:
-        left = None if self.train_samples is None else max(self.train_samples - effective, 0)
-        return Moment(
-            step=step,
-            position=effective,
-            weights=self._weights_at(effective),
-            initial=self._weights_at(0),
-            domains=self.ledger.domains,
-            drawn=self._sampler.counts(effective),
-            remaining=left,
-        )
-
-    def _weights_at(self, position: int) -> Floats:
-        """Weights in force there; 0 for domains that were not known there."""
-        weights = self.ledger.weights_at(position)
-        return np.pad(weights, (0, len(self.ledger.domains) - len(weights)))
-
-    def _guarded(self, weights: Floats, moment: Moment) -> tuple[Floats, dict[str, Floats]]:
-        """The weights after all guards, and after each that changed them."""
-        moved = {}
-        for guard in self._guards:
-            after = guard(weights, moment)
-            if not np.array_equal(after, weights):
-                moved[getattr(guard, "__name__", type(guard).__name__)] = after
-            weights = after
-        return weights, moved
 
     def _append(self, effective: int, answer: Mapping[str, Any]) -> None:
         floats = answer["floats"]
@@ -432,11 +335,6 @@ class Controller:
         if self._ranks.rank == 0:  # it is the sum over all ranks
             self._sums.load(table)
         self._position, self._step, self._since = position, step, since
-
-
-def _plain(answer: dict[str, Any]) -> dict[str, Any]:
-    made: dict[str, Any] = plain(answer)
-    return made
 
 
 def default_lag(num_workers: int, prefetch_factor: int = 2, micro_batches: int = 1) -> int:

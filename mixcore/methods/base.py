@@ -274,7 +274,7 @@ def normalise(weights: Floats) -> Floats:
         raise ArgumentError(
             f"weights must be finite, >= 0 and not all zero, got {weights.tolist()}"
         )
-    if not np.isfinite(weights.sum()):
+    if weights.max() > 1e300:  # the sum might overflow
         weights = weights / weights.max()
     result: Floats = weights / weights.sum()
     return result
