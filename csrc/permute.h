@@ -87,6 +87,7 @@ MIXCORE_HD u64 Network(u32 a, u32 b, i32 rounds, RoundKeys keys, u32 hi, u32 lo)
 
 // The image of x, 0 <= x < n, under the permutation of [0, n) with these keys.
 MIXCORE_HD u64 Permute(const Radix& radix, const RoundKeys& keys, u64 x) {
+  if (radix.n == 1) return 0;
   do {
     const u64 hi = radix.by_a.Div(x);
     const u32 lo = static_cast<u32>(x - hi * radix.a);

@@ -119,6 +119,10 @@ void RunNetworks(PermuteLanes* lanes) { Best().lanes(lanes); }
 void PermuteTable(const Radix& radix, const RoundKeys& keys, std::vector<u32>* table) {
   const std::size_t square = std::size_t{radix.a} * radix.b;  // below n + sqrt(n) + 1
   if (table->size() < square) table->resize(square);
+  if (radix.n == 1) {
+    (*table)[0] = 0;
+    return;
+  }
   Best().rows(radix, keys, table->data());
   if (square == radix.n) return;
   for (std::size_t x = 0; x < radix.n; ++x) {  // the cycle walk of the few that left [0, n)
