@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from mixcore import _core
 from mixcore.accumulate import Window
-from mixcore.decision_log import plain, reason
+from mixcore.decision_log import reason
 from mixcore.errors import ArgumentError, ArgumentTypeError
 from mixcore.guards import Guard, Moment
 from mixcore.ledger import Ledger
@@ -72,8 +72,8 @@ class Decider:
             supplied: Signals from elsewhere.
 
         Returns:
-            Plain values: `shares` (None: nothing changes), `floats` (order megatron: in hex),
-            `reason`, `author`, and `record`, the line for the log.
+            `shares` (None: nothing changes), `floats` (order megatron: in hex), `reason`, `author`:
+            plain values; and `record`, for the log.
 
         Raises:
             ValueError, TypeError: The method lacks something, or a guard does.
@@ -111,7 +111,7 @@ class Decider:
         past = self.train_samples is not None and effective >= self.train_samples
         if method.silent or past or (end is not None and end[0] <= effective):
             why = "the method has nothing to say" if method.silent else "the run ends before"
-            return _plain(nothing | {"record": record | {"decided": False, "why": why}})
+            return nothing | {"record": record | {"decided": False, "why": why}}
         moment = self._moment(step, effective)
         weights, moved = self._guarded(proposed, moment)
         author, why = method.why()
@@ -129,13 +129,18 @@ class Decider:
             "reason": why,
         }
         if not changed:
-            return _plain(nothing | {"record": record})
+            return nothing | {"record": record}
         floats = None
         if self.ledger.order == "megatron":  # this order decides by floats: send their very bits
             floats = [x.hex() for x in megatron_normalise(weights).tolist()]
         text = "; ".join(t for t in (why, text, *moment.notes) if t)
-        answer = {"shares": shares, "floats": floats, "reason": text, "record": record}
-        return _plain(answer | {"author": author or self.author})
+        return {
+            "shares": shares.tolist(),
+            "floats": floats,
+            "reason": text,
+            "author": author or self.author,
+            "record": record,
+        }
 
     def _moment(self, step: int, effective: int) -> Moment:
         left = None if self.train_samples is None else max(self.train_samples - effective, 0)
@@ -163,8 +168,3 @@ class Decider:
                 moved[getattr(guard, "__name__", type(guard).__name__)] = after
             weights = after
         return weights, moved
-
-
-def _plain(answer: dict[str, Any]) -> dict[str, Any]:
-    made: dict[str, Any] = plain(answer)
-    return made

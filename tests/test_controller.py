@@ -363,6 +363,20 @@ def test_a_rank_with_another_ledger_stops_all_with_both_digests():
         assert "rank 2" in str(e)
 
 
+def test_a_rank_with_other_domains_stops_all():
+    ring = Ring(3)
+
+    def body(rank):
+        domains = domains_of(5 if rank == 1 else 4)
+        ledger = mixcore.Ledger(domains, np.ones(len(domains)), batch_size=BATCH)
+        controller = mixcore.Controller(ledger, Hedge(domains), 2, **ring.options(rank))
+        train(controller, 0, 2, rank, 3)
+
+    for e in ring.run(body):
+        assert isinstance(e, mixcore.LedgerError)
+        assert "ranks disagree at step 2: the ledger of rank 0 has the digest" in str(e)
+
+
 def test_the_rank_that_has_fetched_furthest_sets_the_lag():
     ring = Ring(3)
 
@@ -567,7 +581,7 @@ class Positions:
 def looped(num_workers, steps, lag_steps, every=2, micro=16):
     """Train through a DataLoader, with a weight change every `every` steps."""
     torch = pytest.importorskip("torch")
-    controller = make(update_every=every, lag_steps=lag_steps)
+    controller = make(update_every=every, lag_steps=lag_steps, train_samples=(steps + 1) * BATCH)
     batches = mixcore.MixBatchSampler(controller.ledger, micro, end=steps * BATCH)
     options = {"prefetch_factor": 4} if num_workers else {}
     loader = torch.utils.data.DataLoader(
@@ -584,15 +598,16 @@ def looped(num_workers, steps, lag_steps, every=2, micro=16):
     return seen, controller.ledger
 
 
-def test_through_a_loader_with_workers():
+@pytest.mark.parametrize("every", [1, 3])
+def test_through_a_loader_with_workers(every):
     lag = default_lag(2, 4, BATCH // 16)
     assert lag == 3
-    seen, ledger = looped(2, 60, lag)
-    assert len(ledger.decisions) == 1 + 30
+    seen, ledger = looped(2, 60, lag, every)
+    assert len(ledger.decisions) == 1 + (60 - lag) // every
     assert [p for p, _ in seen] == list(range(60 * BATCH))
     wanted = mixcore.Sampler(ledger).picks(0, 60 * BATCH).domain.tolist()
     assert [d for _, d in seen] == wanted  # nothing was handed out under weights since replaced
-    alone, other = looped(0, 60, lag)
+    alone, other = looped(0, 60, lag, every)
     assert alone == seen  # the same lag: the number of workers does not matter
     assert other.digest == ledger.digest
 
@@ -672,6 +687,36 @@ def test_positions():
     late.observe([0], [1.0], [1])
     assert [late.step(i * BATCH) for i in (8, 9, 10)] == [None, None, 11 * BATCH]
     assert late.method.seen[0].draws.sum() == 4 * BATCH
+
+
+MIX = """
+domains: [{name: a, size: 100, weight: 1}, {name: b, size: 100, weight: 1}]
+batch_size: 8
+train_samples: 800
+method: {name: schedule, update_every: 5, lag_steps: 2, points: [[0, [1, 1]], [10, [1, 9]]]}
+guards: {floor: 0.2, max_change: 1.0, repeat_cap: 20}
+"""
+
+
+def test_from_a_configuration(tmp_path):
+    from mixcore.config import load_config
+
+    (tmp_path / "mix.yaml").write_text(MIX)
+    config = load_config(tmp_path / "mix.yaml")
+    ledger = config.ledger()
+    controller = mixcore.Controller.from_config(config, ledger, author="me")
+    made = [controller.step(8 * i) for i in range(1, 11)]
+    assert made == [None] * 9 + [12 * 8]
+    # mixed with uniform, (0.1, 0.9) has the floor 0.2; a factor of e would allow 0.18
+    assert ledger.weights_at(12 * 8) == pytest.approx([0.26, 0.74])
+    assert ledger.decisions[-1].author == "me"
+    other = mixcore.Controller.from_config(
+        config, ledger, method=Hedge(ledger.domains), lag_steps=9
+    )
+    assert (other.method.name, other.update_every, other.lag_steps) == ("hedge", 5, 9)
+    (tmp_path / "mix.yaml").write_text("\n".join(MIX.split("\n")[:4]))
+    with pytest.raises(ValueError, match=r"mix.yaml has no method"):
+        mixcore.Controller.from_config(load_config(tmp_path / "mix.yaml"), ledger)
 
 
 class NeedsGradients(Hedge):
