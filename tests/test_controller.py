@@ -217,10 +217,15 @@ def test_an_absent_domain_and_a_loss_that_is_not_finite(tmp_path):
 
 
 @pytest.mark.parametrize("order", ["balanced", "megatron", "random"])
-def test_every_order(order):
-    controller = make(order, update_every=3, lag_steps=1)
+def test_every_order(order, tmp_path):
+    controller = make(order, update_every=3, lag_steps=1, log=tmp_path / "log")
     train(controller, 0, 9)
     assert len(controller.ledger.decisions) == 4
+    by_hand = make(order).ledger  # the same weights, appended by a person
+    for line in (tmp_path / "log").read_text().splitlines():
+        record = json.loads(line)
+        by_hand.append(record["effective"], record["weights"])
+        assert by_hand.digest == record["digest"]
     again = mixcore.Ledger.from_bytes(controller.ledger.to_bytes())
     assert again.digest == controller.ledger.digest
 
@@ -252,10 +257,12 @@ def test_nothing_is_decided_past_the_end():
 # Guards ------------------------------------------------------------------------------------------
 
 
-def test_guards(tmp_path):
+@pytest.mark.parametrize("lag_steps", [1, 12])  # with 12, two decisions are pending
+def test_guards(tmp_path, lag_steps):
     guards = (Floor(0.05), MaxChange(0.01))
-    controller = make(update_every=5, lag_steps=1, guards=guards, log=tmp_path / "log")
-    train(controller, 0, 10)
+    controller = make(update_every=5, lag_steps=lag_steps, guards=guards, log=tmp_path / "log")
+    train(controller, 0, 20)
+    assert len(controller.ledger.pieces) == 5
     pieces = [p.shares / 2.0**62 for p in controller.ledger.pieces]
     for before, after in itertools.pairwise(pieces):
         assert np.abs(np.log(after / before)).max() <= 0.01 + 1e-9
@@ -515,7 +522,7 @@ def test_resume_with_a_ledger_file_that_went_on(tmp_path):
     train(whole, 0, 30)
     first.ledger.attach(path)
     train(first, 0, 13)
-    state = first.state_dict()
+    state, first_weights = first.state_dict(), first.ledger.weights_at(40 * BATCH).tolist()
     train(first, 13, 9)
     for attempt in range(2):  # a second crash at once
         ledger = mixcore.Ledger.load(path)
@@ -524,6 +531,7 @@ def test_resume_with_a_ledger_file_that_went_on(tmp_path):
         second.load_state_dict(state)
         assert ledger.decisions[-1].reason.startswith("resumed from step 13: what was decided")
         assert len(ledger.decisions) == 6 + attempt
+        assert ledger.weights_at(40 * BATCH).tolist() == first_weights
     train(second, 13, 17)
     assert second.ledger.digest == whole.ledger.digest
     want, got = (mixcore.Sampler(c.ledger).picks(0, 30 * BATCH) for c in (whole, second))
