@@ -12,7 +12,7 @@ from mixcore.decision_log import reason
 from mixcore.errors import ArgumentError, ArgumentTypeError
 from mixcore.guards import Guard, Moment
 from mixcore.ledger import Ledger
-from mixcore.methods.base import Method
+from mixcore.methods.base import Method, normalise
 from mixcore.sampler import Sampler
 from mixcore.schedule import megatron_normalise
 from mixcore.signals import HOW, Signals
@@ -114,6 +114,13 @@ class Decider:
             return nothing | {"record": record | {"decided": False, "why": why}}
         moment = self._moment(step, effective)
         weights, moved = self._guarded(proposed, moment)
+        spent = self._used_up(moment)
+        if not (weights[~spent] > 0).any():
+            why = "all domains that it asks for are used up"
+            return nothing | {"record": record | {"decided": False, "why": why}}
+        if weights[spent].any():
+            weights = normalise(np.where(spent, 0.0, weights))
+            moved["used up"] = weights
         author, why = method.why()
         names = [d.name for d in self.ledger.domains]
         text = reason(method.name, step, names, moment.weights, weights, signals.loss)
@@ -153,6 +160,12 @@ class Decider:
             drawn=self._sampler.counts(effective),
             remaining=left,
         )
+
+    def _used_up(self, moment: Moment) -> npt.NDArray[np.bool_]:
+        """Which domains have reached max_epochs where the decision takes effect."""
+        caps = [np.inf if d.cap is None else d.cap for d in moment.domains]
+        spent: npt.NDArray[np.bool_] = moment.drawn >= np.array(caps)
+        return spent
 
     def _weights_at(self, position: int) -> Floats:
         """Weights in force there; 0 for domains that were not known there."""

@@ -254,6 +254,26 @@ def test_nothing_is_decided_past_the_end():
     assert controller.step(BATCH) is None
 
 
+@pytest.mark.parametrize("on_cap", ["redistribute", "stop"])
+def test_used_up_domains_are_not_asked_for(on_cap, tmp_path):
+    """256 samples of a, 4 batches: then b alone, whatever the method says."""
+    domains = [mixcore.Domain("a", 4 * BATCH, max_epochs=1), mixcore.Domain("b", 10_000)]
+    ledger = mixcore.Ledger(domains, [1, 0], batch_size=BATCH, on_cap=on_cap)
+    ledger.append(4 * BATCH, [0, 1])
+    points = [(0, [1, 0]), (7, [1, 1])]
+    plan = mixcore.method("schedule", domains=domains, points=points)
+    path = tmp_path / "log"
+    controller = mixcore.Controller(ledger, plan, 1, lag_steps=3, log=path)
+    controller.load_state_dict(controller.state_dict() | {"position": 4 * BATCH, "step": 4})
+    for i in range(5, 10):
+        controller.step(i * BATCH)
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    assert records[0]["why"] == "all domains that it asks for are used up"
+    assert records[2]["guards"] == {"used up": [0, 1]}
+    assert not any(r["decided"] for r in records)
+    assert ledger.weights_at(50 * BATCH).tolist() == [0, 1]
+
+
 # Guards ------------------------------------------------------------------------------------------
 
 
