@@ -428,8 +428,9 @@ def test_command():
     facts = facts_of("methods")["methods"]
     assert [f["name"] for f in facts] == NAMES
     one = run("methods", "schedule").stdout
-    assert "options: points=None, kind='piecewise'" in one
+    assert "options: points (required), kind='piecewise'" in one
     assert "Between" not in one
     assert "linear      (1 - u) w_k + u w_{k+1}" in one
+    assert facts_of("methods", "schedule")["required"] == ["points"]
     assert facts_of("methods", "external")["family"] == "dynamic externally guided"
     assert refused("methods", "schedul").startswith("no method is named 'schedul'; did you mean")
