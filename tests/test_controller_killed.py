@@ -10,7 +10,7 @@ import signal
 
 import numpy as np
 import pytest
-from test_controller import BATCH, Hedge, Positions, losses_of, make
+from controlled import BATCH, Hedge, Positions, losses_of, make
 
 import mixcore
 
