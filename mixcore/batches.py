@@ -10,7 +10,6 @@ positions, and of that the r-th micro_batch_size. What all ranks have handed out
 a prefix of the run, and the whole state is one position.
 """
 
-from bisect import bisect_right
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -176,8 +175,7 @@ class MixBatchSampler:
 
     def _check_batch_sizes(self, position: int) -> None:
         """Refuse batch sizes that do not divide, from `position` on, decided for later included."""
-        pieces = self.ledger.pieces
-        for piece in pieces[bisect_right(pieces, position, key=lambda p: p.start) - 1 :]:
+        for piece in self.ledger.pieces_from(position):
             if self.end is not None and piece.start >= self.end:
                 break
             if piece.batch_size % self._stride:
@@ -186,14 +184,14 @@ class MixBatchSampler:
                     f"{self.micro_batch_size} * {self.world_size} = {self._stride} for the batch "
                     f"size {piece.batch_size} in force from position {piece.start} on"
                 )
-        self._decisions_seen = len(self.ledger.decisions)
+        self._decisions_seen = self.ledger.num_decisions
 
     def _next(self) -> list[Key] | None:
         """The next micro-batch, or None at the end of the run."""
         limit = MAX_POSITION if self.end is None else self.end
         if self.position >= limit:
             return None
-        if len(self.ledger.decisions) != self._decisions_seen:
+        if self.ledger.num_decisions != self._decisions_seen:
             self._check_batch_sizes(self.position)
         first, size = self.ledger.batch_at(self.position)
         if first + size > limit:

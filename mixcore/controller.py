@@ -344,7 +344,7 @@ class Controller:
             "since": self._since,
             "accumulated": table.tolist(),
             "method": method,
-            "ledger": {"decisions": len(self.ledger.decisions), "digest": self.ledger.digest},
+            "ledger": {"decisions": self.ledger.num_decisions, "digest": self.ledger.digest},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -14,9 +14,9 @@ from mixcore.decision import Decision
 from mixcore.domains import Domain, check_domains, stream_key
 from mixcore.errors import ArgumentError, ArgumentTypeError, LedgerError
 from mixcore.journal import Journal
+from mixcore.loaded import check_loaded, check_same_domains
 from mixcore.schedule import (
     Schedule,
-    Step,
     Weights,
     boundary,
     megatron_normalise,
@@ -106,6 +106,15 @@ class Ledger:
     def decisions(self) -> tuple[Decision, ...]:
         """All decisions, in the order in which they were made."""
         return tuple(self._decisions)
+
+    @property
+    def num_decisions(self) -> int:
+        """How many decisions there are; unlike `decisions`, without a copy of them."""
+        return len(self._decisions)
+
+    def pieces_from(self, position: int) -> tuple[Piece, ...]:
+        """The piece in force at a position and those after it."""
+        return self._timeline.since(integer("position", position, 0, MAX_POSITION - 1))
 
     @property
     def pieces(self) -> tuple[Piece, ...]:
@@ -468,47 +477,13 @@ class Ledger:
             raise LedgerError(f"{where}: the header is wrong: {e}") from None
         for number, decision in enumerate(decisions):
             try:
-                ledger._check_loaded(decision)
+                check_loaded(ledger, decision)
                 ledger._apply(decision)
             except (LedgerError, ValueError, TypeError) as e:
                 raise LedgerError(f"{where}: line {number + 2}: {e}") from None
         if domains is not None:
-            given = check_domains(domains)
-            for mine, theirs in zip(ledger._domains, given, strict=False):
-                if mine != theirs:
-                    raise LedgerError(f"{where} is of other domains: it has {mine}, not {theirs}")
-            if len(given) != len(ledger._domains):
-                raise LedgerError(
-                    f"{where} is of other domains: it has {len(ledger._domains)}, not {len(given)}"
-                )
+            check_same_domains(ledger.domains, domains, where)
         return ledger
-
-    def _check_loaded(self, decision: Decision) -> None:
-        """What append checks before it decides, for a decision that comes from a file."""
-        if decision.add:
-            check_domains(decision.add, self._domains)
-        size = len(self._domains) + len(decision.add)
-        steps = decision.schedule.steps if decision.schedule else ()
-        first = Step(decision.position, decision.shares, decision.floats, None)
-        for step in (first, *steps):
-            for values in (step.shares, step.floats):
-                if values is not None and len(values) != size:
-                    raise LedgerError(f"it has {len(values)} shares for {size} domains")
-            if (step.floats is None) != (step.shares is None or self.order != "megatron"):
-                raise LedgerError(f"weights do not fit order {self.order!r}")
-        if not len(self._timeline):
-            if decision.position or decision.batch_size is None or not decision.add:
-                raise LedgerError("the first decision must begin the run")
-            begun = steps and steps[0].position == 0 and steps[0].shares is not None
-            if decision.shares is None and not begun:
-                raise LedgerError("the first decision has no shares")
-            return
-        if decision.add and decision.shares is None:
-            raise LedgerError("domains were added without shares")
-        piece = self.piece_at(decision.position)
-        if boundary(piece.start, piece.batch_size, decision.position) != decision.position:
-            raise LedgerError(f"position {decision.position} is not a batch boundary")
-        self._check_future(decision)
 
 
 def _unpickle(data: bytes, fetched: int) -> Ledger:

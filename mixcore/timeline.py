@@ -57,6 +57,10 @@ class Timeline:
         """The piece in force at a position."""
         return self._pieces[bisect_right(self._starts, position) - 1]
 
+    def since(self, position: int) -> tuple[Piece, ...]:
+        """The piece in force at a position and those after it."""
+        return tuple(self._pieces[bisect_right(self._starts, position) - 1 :])
+
     def first_after(self, position: int) -> int | None:
         """Start of the first piece after a position, if there is one."""
         index = bisect_right(self._starts, position)
