@@ -85,7 +85,9 @@ class PowerLawFit:
         d = self.huber_delta
         value = np.where(size > d, d * (size - d / 2), error**2 / 2).sum()
         slope = np.clip(error, -d, d)
-        gradient = np.array([slope @ share, slope @ (1 - share), -(slope * share) @ x])
+        # Sums, not dot products: those of BLAS depend on its threads in the last bits.
+        part = slope * share
+        gradient = np.array([part.sum(), (slope - part).sum(), -(part * x).sum()])
         if self.penalties:
             value += max(alpha - self.alpha_max, 0) - min(alpha, self.alpha_min)
             value += max(a - self.a_max, 0) - min(e - self.e_min, 0)

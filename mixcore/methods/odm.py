@@ -127,7 +127,8 @@ class ODM(Method):
         old, s, reward = self._rewards, self.smoothing_factor, loss
         if self._logarithmic:
             decayed = old + math.log(s) if s else np.full(len(old), -math.inf)
-            new = np.logaddexp(decayed, loss + math.log1p(-s))
+            with np.errstate(invalid="ignore"):  # NaN: absent
+                new = np.logaddexp(decayed, loss + math.log1p(-s))
             return carried(np.where(np.isnan(old), loss, new), old)
         if self.variant in ("paper", "exp3"):
             in_force = self._weights if weights is None else weights

@@ -59,7 +59,8 @@ class SkillIt(Method):
         normalize_loss: L_j is divided by its first value [code].
         eta_schedule: eta is divided by sum L / sum of the first L [code].
         dynamic_lambda: After each update off-diagonal entries are halved [code].
-        ignore_lone_nodes: Domains with no edge but their own stay at 1 / D [code].
+        ignore_lone_nodes: Domains with no edge but their own stay at 1 / D [code,
+            where it fails without a prior and overwrites one].
     """
 
     name = "skillit"
