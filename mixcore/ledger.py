@@ -15,7 +15,7 @@ from mixcore import _core
 from mixcore._checks import MAX_BATCH, MAX_POSITION, choice, integer, text, weights
 from mixcore.decision import Decision
 from mixcore.domains import Domain, check_domains, stream_key
-from mixcore.errors import ArgumentError, LedgerError
+from mixcore.errors import ArgumentError, ArgumentTypeError, LedgerError
 from mixcore.journal import Journal
 from mixcore.schedule import (
     Schedule,
@@ -258,6 +258,56 @@ class Ledger:
         added = check_domains(add, self._domains) if len(add) else ()
         if added and weights is None:
             raise ArgumentError(f"weights must be given with add={[d.name for d in added]}")
+        effective = self._effective(position)
+        decision = self._decide(
+            effective, weights, batch_size, added, schedule, bool(replace_future), reason, author
+        )
+        self._commit(decision)
+        return effective
+
+    def _append_shares(
+        self,
+        position: int,
+        shares: npt.NDArray[np.uint64],
+        floats: npt.NDArray[np.float64] | None = None,
+        *,
+        reason: str = "",
+        author: str = "",
+        replace_future: bool = False,
+    ) -> int:
+        """`append` for shares that another rank has computed: no float is rounded here.
+
+        Args:
+            position: As in `append`.
+            shares: uint64, one a domain, sum 2^62.
+            floats: Order megatron alone: the weights it decides by, from the same rank.
+            reason: Why, for people.
+            author: By whom, for people.
+            replace_future: As in `append`.
+        """
+        effective = self._effective(position)
+        known = len(self._domains)
+        if not isinstance(shares, np.ndarray) or shares.dtype != np.uint64:
+            raise ArgumentTypeError(f"shares must be a uint64 array, got {shares!r}")
+        if shares.shape != (known,) or sum(shares.tolist()) != 1 << 62:
+            raise ArgumentError(
+                f"shares must be {known} integers that sum to 2^62, got {shares.tolist()}"
+            )
+        if (floats is None) == (self.order == "megatron"):
+            raise ArgumentError(f"floats do not fit order {self.order!r}, got {floats!r}")
+        decision = Decision(
+            effective,
+            shares,
+            floats,
+            replace_future=replace_future,
+            reason=text("reason", reason),
+            author=text("author", author),
+        )
+        self._commit(decision)
+        return effective
+
+    def _effective(self, position: int) -> int:
+        """The batch boundary at or after position; refused where samples have been fetched."""
         piece = self.piece_at(position)
         effective = boundary(piece.start, piece.batch_size, position)
         integer("position", effective, 0, MAX_POSITION - 1)
@@ -266,18 +316,18 @@ class Ledger:
                 f"a change at position {effective} comes too late: positions below "
                 f"{self._fetched} have already been fetched"
             )
-        decision = self._decide(
-            effective, weights, batch_size, added, schedule, bool(replace_future), reason, author
-        )
+        return effective
+
+    def _commit(self, decision: Decision) -> None:
+        """Apply a decision unless later ones or the end of the run contradict it."""
         self._check_future(decision)
-        end = self.end(effective)
-        if end is not None and end[0] < effective:
+        end = self.end(decision.position)
+        if end is not None and end[0] < decision.position:
             raise LedgerError(
-                f"position {effective} is beyond the end of the run at {end[0]}: "
+                f"position {decision.position} is beyond the end of the run at {end[0]}: "
                 f"domain {end[1]!r} has nothing left"
             )
         self._apply(decision)
-        return effective
 
     def _decide(
         self,

@@ -272,3 +272,36 @@ def test_the_binding_checks_its_own_arguments():
         plan.picks(0, 1, 1, 15)
     with pytest.raises(ValueError, match="order must be"):
         _core.Plan("other", 1, "stop")
+
+
+@pytest.mark.parametrize("order", ["balanced", "megatron", "random"])
+def test_shares_of_another_rank_are_taken_as_they_are(order):
+    """The path of the controller: integers (and, for order megatron, floats) from one rank."""
+    mine, theirs = (make_ledger(3, order=order) for _ in range(2))
+    mine.append(100, [0.2, 0.2, 0.6], reason="r", author="a")
+    d = mine.decisions[-1]
+    assert theirs._append_shares(100, d.shares, d.floats, reason="r", author="a") == 128
+    assert theirs.to_bytes() == mine.to_bytes()
+    assert theirs.digest == mine.digest
+
+
+@pytest.mark.parametrize(
+    ("shares", "error", "message"),
+    [
+        ([1 << 62, 0, 0], TypeError, "shares must be a uint64 array"),
+        (np.array([1 << 62, 0, 0]), TypeError, "shares must be a uint64 array"),
+        (np.array([1 << 62, 0], np.uint64), ValueError, "shares must be 3 integers"),
+        (np.array([1 << 62, 1, 0], np.uint64), ValueError, r"sum to 2\^62"),
+        (np.array([1 << 62, 1 << 63, 1 << 63], np.uint64), ValueError, r"sum to 2\^62"),
+    ],
+)
+def test_bad_shares(shares, error, message):
+    ledger = make_ledger(3)
+    with pytest.raises(error, match=message):
+        ledger._append_shares(64, shares)
+    with pytest.raises(ValueError, match="floats do not fit order 'balanced'"):
+        ledger._append_shares(64, np.array([1 << 62, 0, 0], np.uint64), np.ones(3) / 3)
+    ledger.mark_fetched(128)
+    with pytest.raises(mixcore.LedgerError, match="comes too late"):
+        ledger._append_shares(64, np.array([1 << 62, 0, 0], np.uint64))
+    assert len(ledger.decisions) == 1

@@ -35,12 +35,14 @@ _METHODS: dict[str, str | type[Method]] = {
     "velocitune": "mixcore.methods.velocitune",
     # dynamic, guided by gradients
     # by people and programs
+    "external": "mixcore.methods.external",
+    "schedule": "mixcore.methods.schedule",
 }
 
 
 @dataclass(frozen=True)
 class MethodInfo:
-    """What a method says of itself; the fields are those of Method, `options` its defaults."""
+    """What a method says of itself: the fields of Method, its options' defaults, its docstring."""
 
     name: str
     family: str
@@ -48,8 +50,8 @@ class MethodInfo:
     update_every: int | None
     cost: str
     paper: str
-    summary: str
     options: dict[str, Any]
+    doc: str
 
 
 def register(cls: M) -> M:
@@ -110,8 +112,8 @@ def methods() -> dict[str, MethodInfo]:
             update_every=cls.update_every,
             cost=cls.cost,
             paper=cls.paper,
-            summary=(inspect.getdoc(cls) or "").split("\n")[0],
             options={o: None if d is ... else d for o, d in _options(cls).items()},
+            doc=inspect.getdoc(cls) or "",
         )
     return found
 
