@@ -67,9 +67,10 @@ class PowerLawFit:
         best, answer = np.inf, np.full(3, np.nan)
         options = {"maxiter": self.maxiter, "gtol": self.tol, "ftol": 1e-15}
         for start in starts:
-            found = minimize(
-                self.objective, start, args=(x, y), jac=True, method="L-BFGS-B", options=options
-            )
+            with np.errstate(all="ignore"):  # a line search may wander far; the answer is checked
+                found = minimize(
+                    self.objective, start, args=(x, y), jac=True, method="L-BFGS-B", options=options
+                )
             if found.fun < best and np.isfinite(found.x).all():
                 best, answer = found.fun, found.x
         return answer
@@ -101,7 +102,8 @@ class PowerLawFit:
 
 def predicted_loss(laws: Floats, n: Floats) -> Floats:
     """L(n) of each law (rows of float64[D, 3]) at its n."""
-    result: Floats = np.exp(laws[:, 1]) + np.exp(laws[:, 0] - laws[:, 2] * np.log(n))
+    exponents = np.stack([laws[:, 1], laws[:, 0] - laws[:, 2] * np.log(n)])
+    result: Floats = np.exp(np.minimum(exponents, 690.0)).sum(axis=0)  # float64 ends at 709
     return result
 
 
@@ -110,7 +112,8 @@ def smoothed(loss: Floats, window: int, order: int) -> Floats:
     window = min(window, len(loss) - 1 + len(loss) % 2)
     if window <= order:
         return loss
-    result: Floats = _scipy("signal").savgol_filter(loss, window, order, axis=0)
+    with np.errstate(over="ignore"):  # of losses around 1e300, in a residual that is not used
+        result: Floats = _scipy("signal").savgol_filter(loss, window, order, axis=0)
     return result
 
 

@@ -215,7 +215,7 @@ class ADO(Method):
         """rho, then p and pbar."""
         n = np.maximum(np.broadcast_to(self._total, len(laws)), 1.0)
         falls = np.maximum(laws[:, 2], self.min_alpha) * (
-            predicted_loss(laws, n) - np.exp(laws[:, 1])
+            predicted_loss(laws, n) - np.exp(np.minimum(laws[:, 1], 690.0))
         )
         score = np.maximum(falls / n, 0) * self.prior * self._credit**self.s
         if not (np.isfinite(score).all() and score.any()):

@@ -142,7 +142,8 @@ class SkillIt(Method):
             off = (graph > 0) & ~np.eye(len(graph), dtype=bool)
             graph = np.where(off, np.ldexp(graph, -self._halvings), graph)
         gain = graph[:, self.columns] @ loss[self.columns]
-        logits = log(self.prior) + bounded(eta * gain)
+        with np.errstate(over="ignore"):
+            logits = log(self.prior) + bounded(eta * gain)
         if not self.lone.any():
             return softmax(logits)
         weights = np.full(len(logits), 1 / len(logits))
@@ -160,7 +161,9 @@ class SkillIt(Method):
         loss = entries.sum(0) if self.aggregate == "sum" else entries.mean(0)
         first = filled(self._first)
         if self.normalize_loss:
-            loss = np.divide(loss, first, out=np.zeros_like(loss), where=first != 0)
+            with np.errstate(over="ignore"):
+                loss = np.divide(loss, first, out=np.zeros_like(loss), where=first != 0)
+            loss = bounded(loss)
         eta = self.eta
         now, start = entries[-1][self.columns].sum(), first[self.columns].sum()
         if self.eta_schedule and now > 0 and start > 0:
