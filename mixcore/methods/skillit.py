@@ -167,7 +167,8 @@ class SkillIt(Method):
         eta = self.eta
         now, start = entries[-1][self.columns].sum(), first[self.columns].sum()
         if self.eta_schedule and now > 0 and start > 0:
-            eta = eta / max(now / start, 1e-300)
+            with np.errstate(over="ignore"):
+                eta = eta / max(now / start, 1e-300)
         weights = self._mix(eta, loss)
         self._halvings += self.dynamic_lambda
         return weights
