@@ -97,6 +97,7 @@ class SkillIt(Method):
         self.graph = np.eye(num) if graph is None else matrix("graph", graph, num, num)
         if flag("half_edges", half_edges):
             self.graph[(self.graph == 1) & ~np.eye(num, dtype=bool)] = 0.5
+        self._fading = np.where(self.graph > 0, self.graph, 0.0) * (1 - np.eye(num))
         self._halvings = 0
         self.columns = self._columns(targets)
         default = "sum" if targets is None else "mean"
@@ -137,11 +138,11 @@ class SkillIt(Method):
 
     def _mix(self, eta: float, loss: Floats) -> Floats:
         """The weights mu exp(eta A loss) over the target columns, lone nodes apart, normalised."""
-        graph = self.graph
+        counted = np.zeros(len(loss))
+        counted[self.columns] = loss[self.columns]
+        gain = self.graph @ counted
         if self._halvings:
-            off = (graph > 0) & ~np.eye(len(graph), dtype=bool)
-            graph = np.where(off, np.ldexp(graph, -self._halvings), graph)
-        gain = graph[:, self.columns] @ loss[self.columns]
+            gain -= (1 - 0.5**self._halvings) * (self._fading @ counted)
         with np.errstate(over="ignore"):
             logits = log(self.prior) + bounded(eta * gain)
         if not self.lone.any():
