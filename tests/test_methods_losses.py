@@ -22,12 +22,6 @@ def assert_weights(weights, num):
     assert weights.sum() == pytest.approx(1, abs=1e-9)
 
 
-def test_every_adaptive_loss_method_is_here():
-    tested = {name for name, _ in DYNAMIC}
-    read = {"loss_sum", "val_loss", "excess_loss"}
-    assert tested == {n for n, i in mixcore.methods().items() if read & set(i.needs)}
-
-
 @every
 def test_resume_is_exact(name, options):
     """Ten updates at once, and five, a state through JSON, a new object, five: the same bits."""

@@ -68,7 +68,9 @@ class PowerLawFit:
         if self.starts is not None:
             values = np.array([self.objective(p, x, y)[0] for p in starts])
             starts = starts[np.argsort(values, kind="stable")[: self.starts]]
-        options = {"maxiter": self.maxiter, "gtol": self.tol, "ftol": 1e-15}
+        # Three parameters need no more than 3 corrections; the default of 10 makes matrices that
+        # BLAS starts threads for, which on a busy machine takes longer than all the rest.
+        options = {"maxiter": self.maxiter, "gtol": self.tol, "ftol": 1e-15, "maxcor": 3}
         best, answer = np.inf, np.full(3, np.nan)
 
         def search(start: Floats, bounds: list[tuple[float, float]] | None) -> None:
