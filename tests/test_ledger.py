@@ -88,6 +88,16 @@ def test_digest_covers_what_decides_and_nothing_else():
     assert len(digests) == len(others) + 1
 
 
+def test_digest_covers_domains_whose_decision_was_replaced():
+    digests = set()
+    for size in (5, 6):
+        ledger = make_ledger(1, batch_size=8)
+        ledger.append(80, [1, 1], add=[mixcore.Domain("x", size)])
+        ledger.append(80, [2, 1])  # the same boundary: takes the place of the piece before
+        digests.add(ledger.digest)
+    assert len(digests) == 2
+
+
 def test_a_later_dated_decision_stands_in_the_way():
     ledger = make_ledger(2, batch_size=10)
     ledger.append(1_000, [1, 0])
@@ -186,9 +196,7 @@ def test_native_plan_agrees_with_the_twin_through_the_ledger():
     ledger = make_ledger(4, [1, 2, 3, 4], batch_size=20, seed=9, size=70)
     ledger.append(1_000, [4, 3, 2, 1])
     specs = [reference.DomainSpec(d.key(9), d.size, d.cap) for d in ledger.domains]
-    pieces = [
-        reference.PieceSpec(p.start, p.batch_size, p.shares.tolist()) for p in ledger.pieces
-    ]
+    pieces = [reference.PieceSpec(p.start, p.batch_size, p.shares.tolist()) for p in ledger.pieces]
     key = mixcore.domains.stream_key(9, "order", "balanced")
     want = reference.Run("balanced", key, specs, pieces).picks(2_000)
     assert [tuple(c) for c in rows(ledger, 0, 2_000).T.tolist()] == want
