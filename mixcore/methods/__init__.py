@@ -20,7 +20,15 @@ _METHODS: dict[str, str | type[Method]] = {
     # dynamic, adaptive
     # dynamic, guided by losses from outside the run
     # dynamic, guided by gradients
+    "ac_odm": "mixcore.methods.ac_odm",
+    "dga": "mixcore.methods.dga",
+    "doge": "mixcore.methods.doge",
+    "grape": "mixcore.methods.grape",
+    "pike": "mixcore.methods.pike",
+    "rb": "mixcore.methods.rb",
+    "tikmix": "mixcore.methods.tikmix",
     # by people and programs
+    "agent": "mixcore.methods.agent",
 }
 
 
