@@ -69,7 +69,7 @@ class DDPG:
             self.actor(torch.from_numpy(states)), torch.from_numpy(actions)
         )
         _step(self._actor_steps, self.actor, loss)
-        return float(loss)
+        return float(loss.detach())
 
     def learn_critic(
         self, states: Floats32, actions: Floats32, rewards: Floats32, next_states: Floats32
@@ -82,14 +82,14 @@ class DDPG:
         said = self._q(self.critic, torch.from_numpy(states), torch.from_numpy(actions))
         loss = nn.functional.mse_loss(said, goal)
         _step(self._critic_steps, self.critic, loss)
-        return float(loss)
+        return float(loss.detach())
 
     def learn_actor(self, states: Floats32) -> float:
         """One step of the actor up the critic, which is only looked through."""
         s = torch.from_numpy(states)
         loss = -self._q(self.critic, s, self.actor(s)).mean()
         _step(self._actor_steps, self.actor, loss)
-        return float(loss)
+        return float(loss.detach())
 
     def follow(self) -> None:
         """Move the slow copies towards the networks."""
