@@ -8,10 +8,12 @@ import torch
 from torch import nn
 
 from mixcore.domains import stream_key
+from mixcore.methods._ddpg import one_thread
 
 Floats = npt.NDArray[np.float64]
 
 
+@one_thread()
 def train(
     *,
     states: Floats,
@@ -21,6 +23,7 @@ def train(
     last: npt.NDArray[np.bool_],
     gamma: float,
     alpha: float,
+    imitation: float,
     samples: int,
     hidden: int,
     warm_steps: int,
@@ -66,7 +69,11 @@ def train(
         everywhere = _q(critic, s[k].expand(samples + 1, -1, -1), others)
         held = torch.logsumexp(everywhere, dim=0) - math.log(samples + 1) - said
         _step(critic_steps, critic, ((said - goal) ** 2 + alpha * held).mean())
-        _step(actor_steps, actor, -_q(critic, s[k], actor(s[k]).softmax(-1)).mean())
+        logits = actor(s[k])
+        # the gradient of -Q dies where the softmax is saturated, that of the recorded does not
+        recorded = -(a[k] * torch.log_softmax(logits, dim=-1)).sum(-1)
+        climb = -_q(critic, s[k], logits.softmax(-1)) + imitation * recorded
+        _step(actor_steps, actor, climb.mean())
         with torch.no_grad():
             for p, q in zip(critic.parameters(), slow.parameters(), strict=True):
                 q.lerp_(p, tau)

@@ -165,11 +165,12 @@ def train_policy(
     feedback_weights: Sequence[float] | None = None,
     window: int = 4,
     gamma: float = 0.9,
-    alpha: float = 1.0,
+    alpha: float = 0.5,
+    imitation: float = 0.1,
     samples: int = 16,
     hidden: int = 64,
     warm_steps: int = 500,
-    steps: int = 2000,
+    steps: int = 3000,
     batch_size: int = 128,
     lr: float = 1e-3,
     tau: float = 0.01,
@@ -183,7 +184,7 @@ def train_policy(
         warm start   min  -sum_i a_i log pi(s)_i
         critic       min  (Q(s, a) - r - gamma Q'(s', pi(s')))^2
                           + alpha (log mean exp Q(s, a~) - Q(s, a))
-        actor        max  Q(s, pi(s))
+        actor        max  Q(s, pi(s)) + imitation sum_i a_i log pi(s)_i
 
     a~: `samples` mixtures drawn uniformly from the simplex, and pi(s). Where alpha is 0 this is
     plain off-policy learning, which believes whatever its critic says of mixtures never tried
@@ -196,6 +197,8 @@ def train_policy(
         window: Entries in a state.
         gamma: Discount.
         alpha: Weight of the conservative term.
+        imitation: Weight of the recorded mixtures beside Q. Without it a policy can be stuck in
+            a corner of the simplex, where its gradient vanishes.
         samples: Random mixtures a state in it.
         hidden: Width of the two hidden layers of both networks.
         warm_steps: Of the warm start.
@@ -242,6 +245,7 @@ def train_policy(
         last=np.concatenate([np.arange(1, len(s)) == len(s) - 1 for s in states]),
         gamma=_number("gamma", gamma, 1.0),
         alpha=_number("alpha", alpha),
+        imitation=_number("imitation", imitation),
         samples=_whole("samples", samples),
         hidden=_whole("hidden", hidden),
         warm_steps=_whole("warm_steps", warm_steps, 0),

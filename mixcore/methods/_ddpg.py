@@ -1,7 +1,8 @@
 """DDPG on a simplex: two small networks, their slow copies, two optimizers. Needs torch."""
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +15,17 @@ from mixcore.methods.base import Floats
 
 Floats32 = npt.NDArray[np.float32]
 NETWORKS = ("actor", "critic", "slow_actor", "slow_critic")
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Matrices this small are slower on many threads, and their sums then depend on how many."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 class DDPG:
@@ -57,12 +69,14 @@ class DDPG:
         self._actor_steps = torch.optim.Adam(self.actor.parameters(), lr=lr)
         self._critic_steps = torch.optim.Adam(self.critic.parameters(), lr=lr)
 
+    @one_thread()
     def act(self, state: Floats32) -> Floats:
         """mu(s), float64[D]."""
         with torch.no_grad():
             action: Floats = self.actor(torch.from_numpy(state)).double().numpy()
         return action
 
+    @one_thread()
     def imitate(self, states: Floats32, actions: Floats32) -> float:
         """One step of the actor towards recorded actions (mean squared error)."""
         loss = nn.functional.mse_loss(
@@ -71,6 +85,7 @@ class DDPG:
         _step(self._actor_steps, self.actor, loss)
         return float(loss.detach())
 
+    @one_thread()
     def learn_critic(
         self, states: Floats32, actions: Floats32, rewards: Floats32, next_states: Floats32
     ) -> float:
@@ -84,6 +99,7 @@ class DDPG:
         _step(self._critic_steps, self.critic, loss)
         return float(loss.detach())
 
+    @one_thread()
     def learn_actor(self, states: Floats32) -> float:
         """One step of the actor up the critic, which is only looked through."""
         s = torch.from_numpy(states)
