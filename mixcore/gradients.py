@@ -66,6 +66,9 @@ class GradientProbe:
     accumulation and `zero_grad` do not touch it. `observe` reads the buffers; with accumulation it
     subtracts what was there at the last observation (`first=False`).
 
+    With `reduce_shards` every observation is collective (one number is summed), and with either
+    reduction `signals` is: all ranks call it, in the same order.
+
     Nothing is clipped unless `clip_norm` is given; a trainer that clips `.grad` in place must do so
     after `observe`. A gradient with inf or NaN in it (a loss scaler's overflow) is left out,
     counted in `overflows`, and `observe` returns False.

@@ -24,8 +24,9 @@ class DoGE(Method):
     eta_t is the learning rate in force: `signals.extra["lr"]`, else the option `lr`. The paper runs
     this on a small proxy and trains the model with the mean of alpha (`output="average"`).
 
-    variant="code" is the authors' program (DoGE 88400e9, src/trainer.py), which differs in three
-    ways, each an option of its own:
+    variant="code" is the authors' program (DoGE 88400e9, src/trainer.py; run side by side in
+    float64 it gives the same weights to 1e-14), which differs in three ways, each an option of its
+    own:
 
     * `self_term`: it sums over all j, its own i among them (it means to leave i out, but compares
       sets of tensors, which are never equal);

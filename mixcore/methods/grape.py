@@ -43,8 +43,10 @@ class GRAPE(Method):
     as they are. A product that was not measured stays what it last was; never measured, it counts
     for nothing, and a weight without any product stays.
 
-    variant (program multi-target-data-mixing 3b0c25c, src/trainer.py; with "map_gap" and "map_ema"
-    the products must be of plain gradients, or the mixed ones of what the variant says):
+    variant (program multi-target-data-mixing 3b0c25c, src/trainer.py; run side by side in float64
+    with estimate="sampled", order="alpha first" it gives the same weights to 1e-14; with "map_gap"
+    and "map_ema" the products must be of plain gradients, or the mixed ones of what the variant
+    says):
 
     * "map": grad log l in both updates, the paper's;
     * "map_gap": plain gradients in both;
