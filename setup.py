@@ -1,7 +1,7 @@
 """Native build of mixcore: `_core` (C++17) always, `_cuda` where nvcc and its source are found.
 
 Switches, read from the environment:
-    MIXCORE_CUDA=0|1        forbid or require the CUDA extension (default: build it if nvcc is there)
+    MIXCORE_CUDA=0|1        forbid or require the CUDA extension (default: build it if it can be)
     MIXCORE_CUDA_ARCHS      compute capabilities, comma separated (default 80,90); PTX for the last
     MIXCORE_SANITIZE=1      AddressSanitizer and UndefinedBehaviorSanitizer, asserts on
     MIXCORE_JOBS            files compiled at a time (default: all cores)

@@ -29,6 +29,11 @@ PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
       Raise("DistanceError", e.what());
     }
   });
+#if defined(MIXCORE_SANITIZE)
+  m.attr("sanitized") = true;
+#else
+  m.attr("sanitized") = false;
+#endif
   mixcore::BindMegatron(m);
   mixcore::BindPlan(m);
 }

@@ -2,7 +2,6 @@
 #include <algorithm>
 #include <cmath>
 #include <memory>
-#include <optional>
 #include <string>
 #include <thread>
 #include <utility>
@@ -144,10 +143,10 @@ Isa IsaOf(const std::string& name) {
   return isa;
 }
 
-// The class itself, for tests: any start, debts, the same run cut into `parts` calls.
-py::tuple RunGreedy(const py::object& weights_in, const std::optional<py::object>& debts_in,
-                    std::int64_t start, const std::optional<py::object>& counts_in, std::int64_t n,
-                    const std::string& isa, std::int64_t part) {
+// The class itself, for tests: any start, debts, the run cut into calls of `part` draws.
+py::tuple RunGreedy(const py::object& weights_in, const py::object& debts_in, std::int64_t start,
+                    const py::object& counts_in, std::int64_t n, const std::string& isa,
+                    std::int64_t part) {
   const Floats weights = CheckedFloats(weights_in, "weights", false);
   const std::int32_t num = CheckedNum("weights", weights.size());
   const auto same_length = [num](const char* name, py::ssize_t length) {
@@ -160,13 +159,14 @@ py::tuple RunGreedy(const py::object& weights_in, const std::optional<py::object
   CheckRange("n", n, 0, kMaxSize);
   CheckRange("part", part, 1, kMaxSize);
   Floats debts;
-  if (debts_in) {
-    debts = CheckedFloats(*debts_in, "debts", true);
+  const bool has_debts = !debts_in.is_none();
+  if (has_debts) {
+    debts = CheckedFloats(debts_in, "debts", true);
     same_length("debts", debts.size());
   }
-  Greedy greedy(weights.data(), debts_in ? debts.data() : nullptr, num, nullptr, IsaOf(isa));
-  if (counts_in) {
-    const auto counts = CheckedArray<std::int64_t>(*counts_in, "counts", 1);
+  Greedy greedy(weights.data(), has_debts ? debts.data() : nullptr, num, nullptr, IsaOf(isa));
+  if (!counts_in.is_none()) {
+    const auto counts = CheckedArray<std::int64_t>(counts_in, "counts", 1);
     same_length("counts", counts.size());
     for (py::ssize_t d = 0; d < num; ++d) CheckRange("counts", counts.data()[d], 0, kMaxSize);
     greedy.Seek(start, counts.data());
@@ -224,8 +224,9 @@ py::array SampleIdx(const py::object& sizes_in, const py::object& document_idx_i
   shape.num_samples =
       NumSamples(num_epochs * tokens_per_epoch - extra, shape.seq_length, drop_last);
   CheckRange("the number of samples", shape.num_samples, 0, kMaxSize);
-  const int workers = threads > 0 ? static_cast<int>(threads)
-                                  : std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
+  const int workers = threads > 0
+                          ? static_cast<int>(threads)
+                          : std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
   const bool wide = bits == 64 || (bits == 0 && documents.size() > kMaxInt);
   return wide ? SampleRows<std::int64_t>(sizes.data(), documents.data(), shape, workers, plain)
               : SampleRows<std::int32_t>(sizes.data(), documents.data(), shape, workers, plain);

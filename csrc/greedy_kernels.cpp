@@ -1,34 +1,19 @@
 #include "greedy_kernels.h"
 
 #include <algorithm>
-#include <limits>
 
 #if defined(__x86_64__) && defined(__GNUC__)
 #define MIXCORE_X86 1
-// GCC 12 takes the "undefined" operands inside its own AVX-512 header for a mistake (its bug 105593).
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#pragma GCC diagnostic ignored "-Wuninitialized"
-#include <immintrin.h>
+#include "greedy_x86.h"
 #endif
 
 namespace mixcore {
 namespace {
 
-constexpr double kInf = std::numeric_limits<double>::infinity();
-
-// ---- any machine ---------------------------------------------------------------------------------
+// ---- any machine ----
 
 inline double Error(const GreedyList& list, std::int32_t k, double drawn) {
   return list.weight[k] * drawn - list.count[k] + list.debt[k];
-}
-
-// Book the draw of list place `k` at step t of the block; true if that was the domain's last one.
-inline bool Book(GreedyBlock& b, std::int64_t t, std::int32_t k) {
-  const std::int32_t domain = b.list->domain[k];
-  b.domain_out[t] = domain;
-  const std::int64_t count = b.counts[domain]++;
-  b.count_out[t] = count;
-  return count + 1 == b.limits[domain];
 }
 
 std::int64_t DrawPlain(GreedyBlock& b, bool) {
@@ -42,26 +27,16 @@ std::int64_t DrawPlain(GreedyBlock& b, bool) {
       place = error > best ? k : place;
       best = std::max(best, error);
     }
-    b.last = best;
-    b.lowest = std::min(b.lowest, best);
     if (best < list.floor) return t;
+    b.lowest = std::min(b.lowest, best);
     list.count[place] += 1.0;
     if (Book(b, t, place)) return t + 1;
   }
   return b.steps;
 }
 
-inline void Keep(const GreedyList& from, GreedyList& to, std::int32_t k) {
-  const std::int32_t place = to.num++;
-  to.weight[place] = from.weight[k];
-  to.count[place] = from.count[k];
-  to.debt[place] = from.debt[k];
-  to.up[place] = k;
-  to.domain[place] = from.domain[k];
-}
-
 double SievePlain(const GreedyList& from, GreedyList& to, double first, double last, bool) {
-  double best = -kInf;
+  double best = -kGreedyInf;
   to.num = 0;
   for (std::int32_t k = 0; k < from.num; ++k) {
     best = std::max(best, Error(from, k, first));
@@ -70,184 +45,9 @@ double SievePlain(const GreedyList& from, GreedyList& to, double first, double l
   return best;
 }
 
-#ifdef MIXCORE_X86
-
-// ---- AVX-512 -------------------------------------------------------------------------------------
-
-#define MIXCORE_AVX512 __attribute__((target("avx512f,avx512dq,avx512vl,bmi,popcnt")))
-
-MIXCORE_AVX512 inline __m512d AllMax(__m512d x) {
-  x = _mm512_max_pd(x, _mm512_shuffle_f64x2(x, x, 0x4E));
-  x = _mm512_max_pd(x, _mm512_permutex_pd(x, 0x4E));
-  return _mm512_max_pd(x, _mm512_permute_pd(x, 0x55));
-}
-
-// V vectors hold the whole list, counts in registers: a step waits only for the last step's draw.
-template <int V, bool kDebts>
-MIXCORE_AVX512 std::int64_t Draw512(GreedyBlock& b) {
-  GreedyList& list = *b.list;
-  __m512d weight[V], count[V], debt[V], error[V];
-#pragma GCC unroll 8
-  for (int v = 0; v < V; ++v) {
-    weight[v] = _mm512_loadu_pd(&list.weight[8 * v]);
-    count[v] = _mm512_loadu_pd(&list.count[8 * v]);
-    if (kDebts) debt[v] = _mm512_loadu_pd(&list.debt[8 * v]);
-  }
-  const __m512d one = _mm512_set1_pd(1.0);
-  __m512d drawn = _mm512_set1_pd(static_cast<double>(std::max<std::int64_t>(b.first, 1)));
-  const double floor = list.floor;
-  double lowest = b.lowest, top = b.last;
-  std::int64_t t = 0;
-  for (bool spent = false; t < b.steps && !spent; ++t) {
-#pragma GCC unroll 8
-    for (int v = 0; v < V; ++v) {
-      error[v] = _mm512_sub_pd(_mm512_mul_pd(weight[v], drawn), count[v]);
-      if (kDebts) error[v] = _mm512_add_pd(error[v], debt[v]);
-    }
-    __m512d best[V];
-#pragma GCC unroll 8
-    for (int v = 0; v < V; ++v) best[v] = error[v];
-#pragma GCC unroll 3
-    for (int half = 4; half >= 1; half /= 2) {
-#pragma GCC unroll 4
-      for (int v = 0; v < half; ++v) {
-        if (v + half < V) best[v] = _mm512_max_pd(best[v], best[v + half]);
-      }
-    }
-    const __m512d all = AllMax(best[0]);
-    __mmask8 hit[V];
-    std::uint64_t bits = 0;
-#pragma GCC unroll 8
-    for (int v = 0; v < V; ++v) {
-      hit[v] = _mm512_cmp_pd_mask(error[v], all, _CMP_EQ_OQ);
-      bits |= static_cast<std::uint64_t>(hit[v]) << (8 * v);
-    }
-    top = _mm512_cvtsd_f64(all);
-    lowest = std::min(lowest, top);
-    if (top < floor) break;
-    if (__builtin_expect((bits & (bits - 1)) != 0, 0)) {  // a tie: the lowest domain
-      bits &= ~bits + 1;
-#pragma GCC unroll 8
-      for (int v = 0; v < V; ++v) hit[v] = static_cast<__mmask8>(bits >> (8 * v));
-    }
-#pragma GCC unroll 8
-    for (int v = 0; v < V; ++v) count[v] = _mm512_mask_add_pd(count[v], hit[v], count[v], one);
-    drawn = _mm512_add_pd(drawn, one);
-    spent = Book(b, t, static_cast<std::int32_t>(__builtin_ctzll(bits)));
-  }
-#pragma GCC unroll 8
-  for (int v = 0; v < V; ++v) _mm512_storeu_pd(&list.count[8 * v], count[v]);
-  b.lowest = lowest;
-  b.last = top;
-  return t;
-}
-
-// Any length, counts in memory.
-MIXCORE_AVX512 std::int64_t DrawLong512(GreedyBlock& b) {
-  GreedyList& list = *b.list;
-  const std::int32_t num = (list.num + 7) / 8 * 8;
-  double drawn = static_cast<double>(std::max<std::int64_t>(b.first, 1));
-  const auto errors = [&](std::int32_t k, __m512d multiplier) MIXCORE_AVX512 {
-    const __m512d product = _mm512_mul_pd(_mm512_loadu_pd(&list.weight[k]), multiplier);
-    const __m512d error = _mm512_sub_pd(product, _mm512_loadu_pd(&list.count[k]));
-    return _mm512_add_pd(error, _mm512_loadu_pd(&list.debt[k]));
-  };
-  for (std::int64_t t = 0; t < b.steps; ++t, drawn += 1.0) {
-    const __m512d multiplier = _mm512_set1_pd(drawn);
-    __m512d best = _mm512_set1_pd(-kInf), other = best;
-    std::int32_t k = 0;
-    for (; k + 16 <= num; k += 16) {
-      best = _mm512_max_pd(best, errors(k, multiplier));
-      other = _mm512_max_pd(other, errors(k + 8, multiplier));
-    }
-    if (k < num) best = _mm512_max_pd(best, errors(k, multiplier));
-    best = AllMax(_mm512_max_pd(best, other));
-    b.last = _mm512_cvtsd_f64(best);
-    b.lowest = std::min(b.lowest, b.last);
-    if (b.last < list.floor) return t;
-    unsigned bits = 0;
-    for (k = 0; bits == 0; k += 8) {
-      bits = _mm512_cmp_pd_mask(errors(k, multiplier), best, _CMP_EQ_OQ);
-    }
-    const std::int32_t place = k - 8 + __builtin_ctz(bits);
-    list.count[place] += 1.0;
-    if (Book(b, t, place)) return t + 1;
-  }
-  return b.steps;
-}
-
-template <bool kDebts>
-std::int64_t DrawShort512(GreedyBlock& b) {
-  switch ((b.list->num + 7) / 8) {
-    case 0:
-    case 1:
-      return Draw512<1, kDebts>(b);
-    case 2:
-      return Draw512<2, kDebts>(b);
-    case 3:
-      return Draw512<3, kDebts>(b);
-    case 4:
-      return Draw512<4, kDebts>(b);
-    case 5:
-      return Draw512<5, kDebts>(b);
-    case 6:
-      return Draw512<6, kDebts>(b);
-    case 7:
-      return Draw512<7, kDebts>(b);
-    case 8:
-      return Draw512<8, kDebts>(b);
-    default:
-      return DrawLong512(b);
-  }
-}
-
-std::int64_t DrawAny512(GreedyBlock& b, bool debts) {
-  return debts ? DrawShort512<true>(b) : DrawShort512<false>(b);
-}
-
-template <bool kDebts>
-MIXCORE_AVX512 double Sieve512(const GreedyList& from, GreedyList& to, double first, double last) {
-  const __m512d m0 = _mm512_set1_pd(first), m1 = _mm512_set1_pd(last);
-  const __m512d floor = _mm512_set1_pd(to.floor);
-  __m512d best = _mm512_set1_pd(-kInf);
-  __m256i place = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
-  std::int32_t num = 0;
-  for (std::int32_t k = 0; k < from.num; k += 8) {
-    const __m512d weight = _mm512_loadu_pd(&from.weight[k]);
-    const __m512d count = _mm512_loadu_pd(&from.count[k]);
-    __m512d early = _mm512_sub_pd(_mm512_mul_pd(weight, m0), count);
-    __m512d late = _mm512_sub_pd(_mm512_mul_pd(weight, m1), count);
-    __m512d debt;
-    if (kDebts) {
-      debt = _mm512_loadu_pd(&from.debt[k]);
-      early = _mm512_add_pd(early, debt);
-      late = _mm512_add_pd(late, debt);
-    }
-    best = _mm512_max_pd(best, early);
-    const __mmask8 kept = _mm512_cmp_pd_mask(late, floor, _CMP_GE_OQ);
-    _mm512_storeu_pd(&to.weight[num], _mm512_maskz_compress_pd(kept, weight));
-    _mm512_storeu_pd(&to.count[num], _mm512_maskz_compress_pd(kept, count));
-    if (kDebts) _mm512_storeu_pd(&to.debt[num], _mm512_maskz_compress_pd(kept, debt));
-    const __m256i domain = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(&from.domain[k]));
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(&to.up[num]),
-                        _mm256_maskz_compress_epi32(kept, place));
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(&to.domain[num]),
-                        _mm256_maskz_compress_epi32(kept, domain));
-    place = _mm256_add_epi32(place, _mm256_set1_epi32(8));
-    num += __builtin_popcount(kept);
-  }
-  to.num = num;
-  return _mm512_cvtsd_f64(AllMax(best));
-}
-
-double SieveAny512(const GreedyList& from, GreedyList& to, double first, double last, bool debts) {
-  return debts ? Sieve512<true>(from, to, first, last) : Sieve512<false>(from, to, first, last);
-}
-
-#endif  // MIXCORE_X86
-
 constexpr GreedyKernels kPlainKernels{DrawPlain, SievePlain, 24};
 #ifdef MIXCORE_X86
+constexpr GreedyKernels kAvx2Kernels{DrawAny256, Sieve256, 24};
 constexpr GreedyKernels kAvx512Kernels{DrawAny512, SieveAny512, 64};
 #endif
 
@@ -267,6 +67,7 @@ Isa BestIsa() {
 const GreedyKernels& KernelsFor(Isa isa) {
 #ifdef MIXCORE_X86
   if (isa == Isa::kAvx512) return kAvx512Kernels;
+  if (isa == Isa::kAvx2) return kAvx2Kernels;
 #endif
   (void)isa;
   return kPlainKernels;

@@ -35,7 +35,7 @@ struct Radix {
 
   // Halves of a few values mix slowly. With these rounds, ordered pairs of images are uniform to
   // within 0.5 % at any n (tests/test_permute.py; six rounds are off by 22 % at n = 6).
-  MIXCORE_HD static i32 Rounds(u64 n) { return n < 64 ? 24 : n < 65536 ? 8 : 6; }
+  MIXCORE_HD static i32 Rounds(u64 n) { return n < 64 ? 24 : n < 1000 ? 8 : 6; }
 
   MIXCORE_HD static Radix Of(u64 n) {
     u64 a = 1;  // ceil(sqrt(n)) by bisection: no floating point, so every compiler agrees

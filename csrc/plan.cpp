@@ -1,7 +1,10 @@
 // What all orders share: the list of pieces, errors at the end of a run, epochs and samples.
 #include "plan.h"
 
+#include <algorithm>
+
 #include "errors.h"
+#include "permute_table.h"
 
 namespace mixcore {
 
@@ -33,27 +36,59 @@ void Plan::RaiseEnd(const End& end, i64 asked) const {
                  ": " + why);
 }
 
+namespace {
+
+// Keys change once an epoch, so a window reuses them; one slot a domain, filled at first use.
+struct KeySlot {
+  i64 epoch = -1;
+  RoundKeys keys;
+};
+
+const RoundKeys& KeysOf(const DomainView& d, i64 epoch, KeySlot* slot) {
+  if (slot->epoch != epoch) *slot = {epoch, EpochKeys(d, epoch)};
+  return slot->keys;
+}
+
+}  // namespace
+
 void Plan::FillSamples(const i32* domain, const i64* draw, i64 count, const Fields& out) const {
-  // Keys change once an epoch, so a window reuses them; one slot a domain, filled at first use.
-  struct Slot {
-    i64 epoch = -1;
-    RoundKeys keys;
-  };
-  thread_local std::vector<Slot> slots;
+  constexpr int kLanes = PermuteLanes::kLanes;
+  thread_local std::vector<KeySlot> slots;
   const bool cached = out.sample != nullptr && count >= static_cast<i64>(views_.size());
-  if (cached) slots.assign(views_.size(), Slot{});
-  for (i64 i = 0; i < count; ++i) {
-    const DomainView& d = views_[static_cast<std::size_t>(domain[i])];
-    const i64 epoch = EpochOf(d, draw[i]);
-    if (out.epoch) out.epoch[i] = epoch;
-    if (!out.sample) continue;
-    if (!cached) {
-      out.sample[i] = SampleOf(d, EpochKeys(d, epoch), draw[i], epoch);
-      continue;
+  if (cached) slots.assign(views_.size(), KeySlot{});
+  KeySlot single;
+  PermuteLanes lanes;
+  RoundKeys keys[kLanes];
+  for (i64 start = 0; start < count; start += kLanes) {
+    const int n = static_cast<int>(std::min<i64>(kLanes, count - start));
+    u64 in_lane = 0;  // the others are done one by one
+    for (int i = 0; i < n; ++i) {
+      const i64 at = start + i;
+      const std::size_t index = static_cast<std::size_t>(domain[at]);
+      const DomainView& d = views_[index];
+      const i64 epoch = EpochOf(d, draw[at]);
+      if (out.epoch) out.epoch[at] = epoch;
+      if (!out.sample) continue;
+      single.epoch = -1;
+      keys[i] = d.size == 0 ? RoundKeys{} : KeysOf(d, epoch, cached ? &slots[index] : &single);
+      if (d.size == 0 || !PermuteLanes::Fits(d.radix)) {
+        out.sample[at] = SampleOf(d, keys[i], draw[at], epoch);
+        lanes.Clear(i);
+        continue;
+      }
+      lanes.Set(i, d.radix, keys[i], static_cast<u64>(draw[at] - epoch * d.size));
+      in_lane |= u64{1} << i;
     }
-    Slot& slot = slots[static_cast<std::size_t>(domain[i])];
-    if (slot.epoch != epoch) slot = {epoch, EpochKeys(d, epoch)};
-    out.sample[i] = SampleOf(d, slot.keys, draw[i], epoch);
+    if (in_lane == 0) continue;
+    for (int i = n; i < kLanes; ++i) lanes.Clear(i);
+    RunNetworks(&lanes);
+    for (int i = 0; i < n; ++i) {
+      if (!(in_lane >> i & 1)) continue;
+      const Radix& radix = views_[static_cast<std::size_t>(domain[start + i])].radix;
+      u64 y = u64{lanes.hi[i]} * lanes.a[i] + lanes.lo[i];
+      if (y >= radix.n) y = Permute(radix, keys[i], y);  // the cycle walk goes on
+      out.sample[start + i] = static_cast<i64>(y);
+    }
   }
 }
 

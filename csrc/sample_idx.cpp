@@ -17,6 +17,15 @@ namespace {
 
 // Documents per chunk: the lengths of one chunk stay in the second-level cache.
 constexpr std::int64_t kChunk = std::int64_t{1} << 16;
+constexpr std::int64_t kAhead = 64;  // random reads asked for in advance
+
+inline void Prefetch(const void* address) {
+#ifdef __GNUC__
+  __builtin_prefetch(address);
+#else
+  (void)address;
+#endif
+}
 
 // Threads take chunks in order. Gathering the lengths is the cost (random reads of `lengths`) and
 // needs nothing from other chunks; then a thread waits for its turn, in which the tokens before its
@@ -73,27 +82,39 @@ class Walk {
     return std::max<std::int64_t>(row, 1);
   }
 
-  // No branch in the loop, so that the processor keeps many of the random reads in flight.
+  // False, with nothing gathered and no tokens, where a document number or a length is bad. The
+  // numbers are checked first, so that the loop over random addresses has nothing else to do and
+  // may run ahead of itself.
   bool Gather(std::int64_t begin, std::int64_t count, std::int32_t* out, std::int64_t* sum) const {
-    const auto limit = static_cast<std::uint64_t>(shape_.num_lengths);
-    std::int64_t tokens = 0;
-    std::int32_t sign = 0;
-    bool inside = true;
+    const std::int32_t* documents = documents_ + begin;
+    const std::int32_t* lengths = lengths_;
+    std::uint32_t largest = 0;  // a negative number is a large one
     for (std::int64_t j = 0; j < count; ++j) {
-      const auto document = static_cast<std::uint64_t>(std::int64_t{documents_[begin + j]});
-      const bool ok = document < limit;
-      inside &= ok;
-      const std::int32_t length = lengths_[ok ? document : 0];
-      sign |= length;
-      out[j] = length;
-      tokens += length;
+      largest = std::max(largest, static_cast<std::uint32_t>(documents[j]));
+    }
+    bool good = std::int64_t{largest} < std::min<std::int64_t>(shape_.num_lengths, 1LL << 31);
+    std::int64_t tokens = 0;
+    if (good) {
+      std::int32_t sign = 0;
+      const auto take = [&](std::int64_t j) {
+        const std::int32_t length = lengths[documents[j]];
+        sign |= length;
+        out[j] = length;
+        tokens += length;
+      };
+      std::int64_t j = 0;
+      for (; j + kAhead < count; ++j) {
+        Prefetch(&lengths[documents[j + kAhead]]);
+        take(j);
+      }
+      for (; j < count; ++j) take(j);
+      good = sign >= 0;
+    }
+    if (!good) {
+      std::fill(out, out + count, 0);
+      tokens = 0;
     }
     *sum = tokens;
-    const bool good = inside && sign >= 0;
-    if (!good) {  // nothing is written from a bad chunk, and the sums stay harmless
-      *sum = 0;
-      std::fill(out, out + count, 0);
-    }
     return good;
   }
 

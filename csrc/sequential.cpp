@@ -194,7 +194,8 @@ i64 SequentialPlan::MemoryBytes() {
 std::vector<Checkpoint> SequentialPlan::Checkpoints() {
   const std::shared_lock lock(mutex_);
   std::vector<Checkpoint> all = checkpoints_;
-  if (all.empty() || all.back().position < live_.position) all.push_back(live_);
+  const i64 last = all.empty() ? 0 : all.back().position;
+  if (live_.position > last) all.push_back(live_);
   return all;
 }
 

@@ -1,5 +1,8 @@
 """The data mixture of a pretraining run as a pure function of position."""
 
+from mixcore.batches import MixBatchSampler
+from mixcore.controller import Controller
+from mixcore.dataset import MixDataset
 from mixcore.domains import Domain
 from mixcore.errors import (
     ArgumentError,
@@ -29,12 +32,15 @@ __all__ = [
     "ArgumentError",
     "ArgumentTypeError",
     "CapError",
+    "Controller",
     "DataError",
     "DeviceError",
     "DistanceError",
     "Domain",
     "Ledger",
     "LedgerError",
+    "MixBatchSampler",
+    "MixDataset",
     "MixcoreError",
     "OutOfRangeError",
     "Picks",

@@ -75,7 +75,8 @@ def weights(
         signed: Allow negative entries (for what is one number a domain, but no weight).
     """
     if isinstance(value, Mapping):
-        unknown = [k for k in value if k not in domains]
+        names = set(domains)
+        unknown = [k for k in value if k not in names]
         missing = [d for d in domains if d not in value]
         if unknown:
             raise ArgumentError(f"{name} names unknown domains {unknown}; known: {list(domains)}")

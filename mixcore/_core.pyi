@@ -13,10 +13,10 @@ class Plan:
         shares: npt.NDArray[np.uint64],
         weights: npt.NDArray[np.float64] | None,
     ) -> None: ...
-    def picks(self, start: int, count: int, threads: int, mask: int) -> tuple[Any, Any, Any, Any]: ...
-    def at(
-        self, positions: npt.NDArray[np.int64], mask: int
+    def picks(
+        self, start: int, count: int, threads: int, mask: int
     ) -> tuple[Any, Any, Any, Any]: ...
+    def at(self, positions: npt.NDArray[np.int64], mask: int) -> tuple[Any, Any, Any, Any]: ...
     def counts(self, position: int) -> npt.NDArray[np.int64]: ...
     def find_end(self, horizon: int) -> tuple[int, int] | None: ...
     def cap_events(self, horizon: int) -> list[tuple[int, int]]: ...
@@ -42,3 +42,38 @@ def permutation(
     n: int, key: int, ordinal: int, purpose: int, points: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.int64]: ...
 def philox(c0: int, c1: int, c2: int, c3: int, k0: int, k1: int) -> tuple[int, int, int, int]: ...
+def build_blending_indices(
+    weights: npt.NDArray[np.float64], size: int
+) -> tuple[npt.NDArray[np.int16] | npt.NDArray[np.int32], npt.NDArray[np.int64]]: ...
+def build_exhaustive_blending_indices(
+    sizes: npt.NDArray[np.int64],
+) -> tuple[npt.NDArray[np.int16] | npt.NDArray[np.int32], npt.NDArray[np.int64]]: ...
+def greedy_plain(
+    weights: npt.NDArray[np.float64], size: int
+) -> tuple[npt.NDArray[np.int16] | npt.NDArray[np.int32], npt.NDArray[np.int64]]: ...
+def exhaustive_plain(
+    sizes: npt.NDArray[np.int64],
+) -> tuple[npt.NDArray[np.int16] | npt.NDArray[np.int32], npt.NDArray[np.int64]]: ...
+def greedy(
+    weights: npt.NDArray[np.float64],
+    debts: npt.NDArray[np.float64] | None,
+    start: int,
+    counts: npt.NDArray[np.int64] | None,
+    n: int,
+    isa: str = "best",
+    part: int = 1 << 48,
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]: ...
+def build_sample_idx(
+    sizes: npt.NDArray[np.int32],
+    document_idx: npt.NDArray[np.int32],
+    seq_length: int,
+    num_epochs: int,
+    tokens_per_epoch: int,
+    drop_last_partial_sequence: bool,
+    add_extra_token_to_sequence: int,
+    bits: int,
+    threads: int,
+    plain: bool = False,
+) -> npt.NDArray[np.int32] | npt.NDArray[np.int64]: ...
+
+sanitized: bool

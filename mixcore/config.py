@@ -56,7 +56,7 @@ class Guards:
 
     Attributes:
         floor: Least weight of a domain.
-        max_change: Most change of a weight in one update.
+        max_change: Most change of the logarithm of a weight in one update.
         repeat_cap: Most epochs over one domain.
     """
 

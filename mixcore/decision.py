@@ -68,7 +68,7 @@ class Decision:
 
     @staticmethod
     def from_json(body: dict[str, Any]) -> "Decision":
-        """Build a decision from a line's fields; KeyError, TypeError, ValueError if they are wrong."""
+        """Build a decision from a line's fields; KeyError and the like if they are wrong."""
         schedule = None
         if "schedule" in body:
             raw = body["schedule"]

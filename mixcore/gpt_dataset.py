@@ -71,6 +71,8 @@ class GPTDataset:
         DataError: The files are missing or damaged, or hold floats.
     """
 
+    takes_epoch = True  # MixDataset asks for [epoch, sample]
+
     def __init__(
         self,
         prefix: str | os.PathLike[str],

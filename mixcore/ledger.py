@@ -1,21 +1,18 @@
 """The ledger: the append-only list of decisions that a run's mixture is a function of."""
 
-import hashlib
 import json
-from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from mixcore import _core
+from mixcore import _core, checkpoints
 from mixcore._checks import MAX_BATCH, MAX_POSITION, choice, integer, text, weights
 from mixcore.decision import Decision
 from mixcore.domains import Domain, check_domains, stream_key
-from mixcore.errors import ArgumentError, LedgerError
+from mixcore.errors import ArgumentError, ArgumentTypeError, LedgerError
 from mixcore.journal import Journal
 from mixcore.schedule import (
     Schedule,
@@ -27,22 +24,11 @@ from mixcore.schedule import (
     schedule_from,
 )
 from mixcore.segment import Segment, segment_at
+from mixcore.timeline import Piece, Timeline, pieces_of
 
 ORDERS = ("balanced", "megatron", "random")
 ON_CAP = ("redistribute", "stop", "error")
 MAX_SHARES = 10**8
-
-
-@dataclass(frozen=True)
-class Piece:
-    """From `start` on: these shares and this batch size. What the decisions amount to."""
-
-    start: int
-    batch_size: int
-    shares: npt.NDArray[np.uint64]
-    floats: npt.NDArray[np.float64] | None
-    decision: int
-    digest: bytes
 
 
 class Ledger:
@@ -102,14 +88,12 @@ class Ledger:
         self.tokens_per_sample = tokens_per_sample
         self._domains: tuple[Domain, ...] = ()
         self._decisions: list[Decision] = []
-        self._pieces: list[Piece] = []
-        self._starts: list[int] = []
         self._num_shares = 0
         self._fetched = 0
         self._plan = _core.Plan(order, stream_key(seed, "order", order), on_cap)
         self._journal: Journal | None = None
-        header = {"seed": seed, "order": order, "on_cap": on_cap}
-        self._root = hashlib.sha256(json.dumps(header, sort_keys=True).encode()).digest()
+        root = {"seed": seed, "order": order, "on_cap": on_cap}
+        self._timeline = Timeline(json.dumps(root, sort_keys=True))
 
     # What there is -------------------------------------------------------------------------
 
@@ -126,23 +110,20 @@ class Ledger:
     @property
     def pieces(self) -> tuple[Piece, ...]:
         """What the decisions amount to: spans of constant shares and batch size."""
-        return tuple(self._pieces)
+        return tuple(self._timeline)
 
     @property
     def digest(self) -> str:
         """Digest of everything that decides the mixture, at any position."""
-        return self._pieces[-1].digest.hex()
+        return self._timeline[-1].digest.hex()
 
     def digest_at(self, position: int) -> str:
         """Digest of what decides the positions below `position`; later decisions do not matter."""
-        position = integer("position", position, 0, MAX_POSITION)
-        index = bisect_left(self._starts, position)
-        return (self._pieces[index - 1].digest if index else self._root).hex()
+        return self._timeline.digest_at(integer("position", position, 0, MAX_POSITION))
 
     def piece_at(self, position: int) -> Piece:
         """The piece in force at a position."""
-        position = integer("position", position, 0, MAX_POSITION - 1)
-        return self._pieces[bisect_right(self._starts, position) - 1]
+        return self._timeline.at(integer("position", position, 0, MAX_POSITION - 1))
 
     def weights_at(self, position: int) -> npt.NDArray[np.float64]:
         """The decided weights in force at a position, float64, one per domain known there."""
@@ -156,27 +137,11 @@ class Ledger:
 
     def position_of_step(self, step: int) -> int:
         """First position of the step-th batch (0-based) of the run."""
-        remaining = integer("step", step, 0, MAX_POSITION)
-        for piece, after in zip(self._pieces, self._starts[1:], strict=False):
-            steps = (after - piece.start) // piece.batch_size
-            if remaining < steps:
-                return piece.start + remaining * piece.batch_size
-            remaining -= steps
-        last = self._pieces[-1]
-        return integer(
-            "position of the step", last.start + remaining * last.batch_size, 0, MAX_POSITION
-        )
+        return self._timeline.position_of_step(integer("step", step, 0, MAX_POSITION))
 
     def step_of_position(self, position: int) -> int:
         """Number of the batch that holds a position."""
-        position = integer("position", position, 0, MAX_POSITION)
-        steps = 0
-        for i, piece in enumerate(self._pieces):
-            after = self._starts[i + 1] if i + 1 < len(self._pieces) else MAX_POSITION + 1
-            if position < after:
-                return steps + (position - piece.start) // piece.batch_size
-            steps += (after - piece.start) // piece.batch_size
-        raise AssertionError("unreachable: the last piece is open-ended")
+        return self._timeline.step_of_position(integer("position", position, 0, MAX_POSITION))
 
     def explain(self, position: int) -> Segment:
         """What is in force at a position, from where to where, and by which decision."""
@@ -258,6 +223,56 @@ class Ledger:
         added = check_domains(add, self._domains) if len(add) else ()
         if added and weights is None:
             raise ArgumentError(f"weights must be given with add={[d.name for d in added]}")
+        effective = self._effective(position)
+        decision = self._decide(
+            effective, weights, batch_size, added, schedule, bool(replace_future), reason, author
+        )
+        self._commit(decision)
+        return effective
+
+    def _append_shares(
+        self,
+        position: int,
+        shares: npt.NDArray[np.uint64],
+        floats: npt.NDArray[np.float64] | None = None,
+        *,
+        reason: str = "",
+        author: str = "",
+        replace_future: bool = False,
+    ) -> int:
+        """`append` for shares that another rank has computed: no float is rounded here.
+
+        Args:
+            position: As in `append`.
+            shares: uint64, one a domain, sum 2^62.
+            floats: Order megatron alone: the weights it decides by, from the same rank.
+            reason: Why, for people.
+            author: By whom, for people.
+            replace_future: As in `append`.
+        """
+        effective = self._effective(position)
+        known = len(self._domains)
+        if not isinstance(shares, np.ndarray) or shares.dtype != np.uint64:
+            raise ArgumentTypeError(f"shares must be a uint64 array, got {shares!r}")
+        if shares.shape != (known,) or sum(shares.tolist()) != 1 << 62:
+            raise ArgumentError(
+                f"shares must be {known} integers that sum to 2^62, got {shares.tolist()}"
+            )
+        if (floats is None) == (self.order == "megatron"):
+            raise ArgumentError(f"floats do not fit order {self.order!r}, got {floats!r}")
+        decision = Decision(
+            effective,
+            shares,
+            floats,
+            replace_future=replace_future,
+            reason=text("reason", reason),
+            author=text("author", author),
+        )
+        self._commit(decision)
+        return effective
+
+    def _effective(self, position: int) -> int:
+        """The batch boundary at or after position; refused where samples have been fetched."""
         piece = self.piece_at(position)
         effective = boundary(piece.start, piece.batch_size, position)
         integer("position", effective, 0, MAX_POSITION - 1)
@@ -266,18 +281,40 @@ class Ledger:
                 f"a change at position {effective} comes too late: positions below "
                 f"{self._fetched} have already been fetched"
             )
-        decision = self._decide(
-            effective, weights, batch_size, added, schedule, bool(replace_future), reason, author
-        )
+        return effective
+
+    def _commit(self, decision: Decision) -> None:
+        """Apply a decision unless later ones or the end of the run contradict it."""
         self._check_future(decision)
-        end = self.end(effective)
-        if end is not None and end[0] < effective:
+        end = self.end(decision.position)
+        if end is not None and end[0] < decision.position:
             raise LedgerError(
-                f"position {effective} is beyond the end of the run at {end[0]}: "
+                f"position {decision.position} is beyond the end of the run at {end[0]}: "
                 f"domain {end[1]!r} has nothing left"
             )
+        self._check_caps(decision)
         self._apply(decision)
-        return effective
+
+    def _check_caps(self, decision: Decision) -> None:
+        """Refuse weights for which nothing could be drawn: their domains are used up."""
+        if all(d.cap is None for d in self._domains):
+            return
+        shares = decision.shares
+        if shares is None:
+            shares = self.piece_at(decision.position).shares
+        counts = self._plan.counts(decision.position).tolist()
+        wanted = [d for d, s in enumerate(shares.tolist()) if s and d < len(counts)]
+        spent = [
+            self._domains[d]
+            for d in wanted
+            if (cap := self._domains[d].cap) is not None and counts[d] >= cap
+        ]
+        only = len(spent) == np.count_nonzero(shares)
+        if only or (spent and self.on_cap != "redistribute"):
+            raise LedgerError(
+                f"weights at position {decision.position} ask for domain {spent[0].name!r}, which "
+                f"has reached its cap of {spent[0].cap} samples (on_cap={self.on_cap!r})"
+            )
 
     def _decide(
         self,
@@ -323,24 +360,20 @@ class Ledger:
         )
 
     def _check_future(self, decision: Decision) -> None:
-        later = self._starts[bisect_right(self._starts, decision.position) :]
-        if later and not decision.replace_future:
+        later = self._timeline.first_after(decision.position)
+        if later is not None and not decision.replace_future:
             raise LedgerError(
                 f"a change at position {decision.position} is dated before the one already decided "
-                f"for position {later[0]}; pass replace_future=True to drop what was decided after"
+                f"for position {later}; pass replace_future=True to drop what was decided after"
             )
 
     def _apply(self, decision: Decision) -> None:
         """Add a decision: derive its pieces and hand them to the native plan."""
-        index = bisect_left(self._starts, decision.position)
-        before = self._pieces[index - 1] if index else None
-        current = self._pieces[index] if index < len(self._starts) else before
-        if current is not None and current.start != decision.position:
-            current = before
-        new = self._pieces_of(decision, current)
-        total = self._num_shares + sum(len(p.shares) for p in new)
-        if total > MAX_SHARES:
-            raise LedgerError(f"a ledger holds at most {MAX_SHARES} shares in all, got {total}")
+        current = self._timeline.at(decision.position) if len(self._timeline) else None
+        new = []
+        for piece in pieces_of(decision, current):
+            new.append(piece)
+            self._check_size(len(new) * len(piece.shares))  # before all of them are built
         if self._journal is not None:
             self._journal.append(decision)  # on disk before it is in force
         for d in decision.add:
@@ -348,56 +381,20 @@ class Ledger:
             self._plan.add_domain(d.name, d.key(self.seed), d.size or 0, cap)
         self._domains += decision.add
         self._decisions.append(decision)
-        del self._pieces[index:], self._starts[index:]
-        digest = before.digest if before else self._root
-        added = json.dumps([d.to_json() for d in decision.add]).encode() if decision.add else b""
-        for step in new:
-            digest = _chain(digest, step, added)
-            added = b""
-            self._pieces.append(
-                Piece(
-                    step.start,
-                    step.batch_size,
-                    step.shares,
-                    step.floats,
-                    len(self._decisions) - 1,
-                    digest,
-                )
-            )
-            self._starts.append(step.start)
-            padded, floats = self._padded(step.shares), step.floats
-            if floats is not None:
-                floats = np.concatenate([floats, np.zeros(len(padded) - len(floats))])
-            self._plan.append(step.start, step.batch_size, padded, floats)
-        self._num_shares = total
+        self._timeline.replace(new, self._domains, len(self._decisions) - 1)
+        for piece in new:
+            self._num_shares += len(piece.shares)
+            shares, floats = piece.shares, piece.floats
+            missing = len(self._domains) - len(shares)
+            if missing:
+                shares = np.concatenate([shares, np.zeros(missing, np.uint64)])
+                floats = None if floats is None else np.concatenate([floats, np.zeros(missing)])
+            self._plan.append(piece.start, piece.batch_size, shares, floats)
 
-    def _pieces_of(self, decision: Decision, current: Piece | None) -> list[Piece]:
-        """The pieces that a decision amounts to, digests not yet known."""
-        shares, floats = decision.shares, decision.floats
-        batch = decision.batch_size
-        if current is not None:
-            batch = batch or current.batch_size
-            if shares is None:
-                shares, floats = current.shares, current.floats
-        assert batch is not None
-        pieces = []
-        if shares is not None:
-            pieces.append(Piece(decision.position, batch, shares, floats, 0, b""))
-        if decision.schedule is None:
-            return pieces
-        for step in decision.schedule.expand(decision.position, batch):
-            if step.shares is not None:
-                shares, floats = step.shares, step.floats
-            assert shares is not None
-            batch = step.batch_size or batch
-            if pieces and pieces[-1].start == step.position:
-                pieces.pop()
-            pieces.append(Piece(step.position, batch, shares, floats, 0, b""))
-        return pieces
-
-    def _padded(self, shares: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-        missing = len(self._domains) - len(shares)
-        return np.concatenate([shares, np.zeros(missing, np.uint64)]) if missing else shares
+    def _check_size(self, more: int) -> None:
+        total = self._num_shares + more
+        if total > MAX_SHARES:
+            raise LedgerError(f"a ledger holds at most {MAX_SHARES} shares in all, got {total}")
 
     # Files ------------------------------------------------------------------------------------
 
@@ -415,9 +412,11 @@ class Ledger:
         """Write the ledger, or the decisions that the file at `path` lacks; fsynced.
 
         An incomplete last line of the file (a crash while writing) is moved to
-        `<path>.incomplete` first. A file of another run is refused and stays as it is.
+        `<path>.incomplete` first. A file of another run is refused and stays as it is. A
+        sequential order's checkpoints go to `<path>.checkpoints.npz`.
         """
         Journal(path, self.header()).sync(self._decisions)
+        checkpoints.save(self, path)
 
     def attach(self, path: str | Path) -> None:
         """Save, and from now on write each decision to the file before it is in force."""
@@ -436,7 +435,9 @@ class Ledger:
         Raises:
             LedgerError: The file is damaged, foreign, or of other domains; it stays as it is.
         """
-        return cls._rebuild(*Journal.read(path), domains, str(path))
+        ledger = cls._rebuild(*Journal.read(path), domains, str(path))
+        checkpoints.load(ledger, path)
+        return ledger
 
     def to_bytes(self) -> bytes:
         """The ledger file's content, for checkpoints and other processes."""
@@ -495,7 +496,7 @@ class Ledger:
                     raise LedgerError(f"it has {len(values)} shares for {size} domains")
             if (step.floats is None) != (step.shares is None or self.order != "megatron"):
                 raise LedgerError(f"weights do not fit order {self.order!r}")
-        if not self._pieces:
+        if not len(self._timeline):
             if decision.position or decision.batch_size is None or not decision.add:
                 raise LedgerError("the first decision must begin the run")
             begun = steps and steps[0].position == 0 and steps[0].shares is not None
@@ -508,17 +509,6 @@ class Ledger:
         if boundary(piece.start, piece.batch_size, decision.position) != decision.position:
             raise LedgerError(f"position {decision.position} is not a batch boundary")
         self._check_future(decision)
-
-
-def _chain(previous: bytes, piece: Piece, added: bytes) -> bytes:
-    """Digest of a piece on top of all before it: integers, names, sizes; no reasons."""
-    message = hashlib.sha256(previous)
-    message.update(f"{piece.start},{piece.batch_size},{len(piece.shares)};".encode())
-    message.update(added)
-    message.update(piece.shares.astype("<u8").tobytes())
-    if piece.floats is not None:  # order megatron decides by these very bits
-        message.update(piece.floats.astype("<f8").tobytes())
-    return message.digest()
 
 
 def _unpickle(data: bytes, fetched: int) -> Ledger:

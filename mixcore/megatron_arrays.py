@@ -118,9 +118,8 @@ def build_sample_idx(
         ArgumentError, ArgumentTypeError: an argument is not usable; a document number is out of
             range or its length negative.
     """
-    bits = {None: 0, np.dtype(np.int32): 32, np.dtype(np.int64): 64}
     wanted = None if dtype is None else np.dtype(dtype)
-    if wanted not in bits:
+    if wanted is not None and wanted not in (np.dtype(np.int32), np.dtype(np.int64)):
         raise ArgumentError(f"dtype must be None, int32 or int64, got {wanted}")
     if threads is not None and _integer("threads", threads) < 1:
         raise ArgumentError(f"threads must be None or at least 1, got {threads}")
@@ -132,7 +131,7 @@ def build_sample_idx(
         _integer("tokens_per_epoch", tokens_per_epoch),
         bool(drop_last_partial_sequence),
         _integer("add_extra_token_to_sequence", add_extra_token_to_sequence),
-        bits[wanted],
+        0 if wanted is None else 8 * wanted.itemsize,
         0 if threads is None else threads,
     )
 

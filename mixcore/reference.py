@@ -42,7 +42,7 @@ def permute(n: int, w: tuple[int, int, int, int], x: int) -> int:
     """The image of x under the permutation of range(n) that the four words choose."""
     a = isqrt(n - 1) + 1 if n > 1 else 1  # ceil(sqrt(n))
     b = -(-n // a)
-    rounds = 24 if n < 64 else 8 if n < 65536 else 6
+    rounds = 24 if n < 64 else 8 if n < 1000 else 6
     while True:
         hi, lo = divmod(x, a)
         even, odd = w[0], w[1]
@@ -227,7 +227,7 @@ class Run:
     on_cap: str = "redistribute"
 
     def picks(self, count: int) -> list[tuple[int, int, int, int]]:
-        """(domain, draw, epoch, sample) of positions 0 to count - 1; EndOfRun if there are fewer."""
+        """(domain, draw, epoch, sample) of the first positions; EndOfRun if there are fewer."""
         made = {"balanced": self._balanced, "megatron": self._megatron, "random": self._random}
         return [(d, x, *self.sample(d, x)) for d, x in made[self.order](count)[:count]]
 

@@ -1,4 +1,4 @@
-"""The slow twins of `mixcore.megatron_arrays`: the same rules in plain Python, one step at a time."""
+"""The slow twins of `mixcore.megatron_arrays`: the same rules in plain Python, step by step."""
 
 import math
 from collections.abc import Sequence

@@ -96,7 +96,8 @@ def _points(points: Sequence[Any]) -> tuple[Point, ...]:
             unknown = set(p) - {"at", "weights", "batch_size"}
             if unknown or "at" not in p:
                 raise ArgumentError(
-                    f"schedule.points[{i}] must have the keys at, weights, batch_size, got {dict(p)}"
+                    f"schedule.points[{i}] must have the keys at, weights, batch_size, "
+                    f"got {dict(p)}"
                 )
             made.append(Point(**p))
         elif isinstance(p, Sequence) and not isinstance(p, str) and 2 <= len(p) <= 3:

@@ -7,6 +7,10 @@ import pytest
 from hypothesis import settings
 
 import mixcore
+from mixcore import _core
+
+# `make sanitize` must not pass by testing the ordinary build.
+assert _core.sanitized == (os.environ.get("MIXCORE_SANITIZE") == "1")
 
 # Other machines are slower and noisier: time is bounded by the number of examples alone.
 settings.register_profile("default", deadline=None, max_examples=60)

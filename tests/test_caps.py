@@ -6,7 +6,9 @@ import mixcore
 ORDERS = ("balanced", "random")
 
 
-def capped(on_cap="redistribute", order="balanced", batch_size=64, weights=(0.5, 0.3, 0.2), caps=(2, 1.5)):
+def capped(
+    on_cap="redistribute", order="balanced", batch_size=64, weights=(0.5, 0.3, 0.2), caps=(2, 1.5)
+):
     domains = [
         mixcore.Domain("web", 10_000),
         mixcore.Domain("code", 500, max_epochs=caps[0]),
@@ -68,7 +70,11 @@ def test_stop_and_error_end_the_run_at_the_last_full_batch(order, on_cap):
     spent = {"code": 1, "math": 2}[name]
     assert counts[spent] > {1: 1_000, 2: 600}[spent] - 64
     message = f"position {end} is beyond the end of the run at position {end}: domain '{name}'"
-    for ask in (lambda: sampler.picks(end, 1), lambda: sampler.at([end]), lambda: sampler.counts(end + 1)):
+    for ask in (
+        lambda: sampler.picks(end, 1),
+        lambda: sampler.at([end]),
+        lambda: sampler.counts(end + 1),
+    ):
         with pytest.raises(mixcore.CapError, match=message):
             ask()
     with pytest.raises(mixcore.LedgerError):
@@ -79,11 +85,29 @@ def test_stop_and_error_end_the_run_at_the_last_full_batch(order, on_cap):
 def test_appending_at_the_end_lets_the_run_go_on():
     ledger = capped("stop")
     end, _ = ledger.end()
-    with pytest.raises(mixcore.LedgerError, match=f"beyond the end of the run at {end}: domain 'math'"):
+    with pytest.raises(
+        mixcore.LedgerError, match=f"beyond the end of the run at {end}: domain 'math'"
+    ):
         ledger.append(end + 64, [1, 0, 0])
+    message = "position {} ask for domain 'math', which has reached its cap of 600 samples"
+    for later in ({"weights": [1, 0, 1]}, {"batch_size": 8}):
+        if mixcore.Sampler(ledger).counts(end)[2] == 600:
+            with pytest.raises(mixcore.LedgerError, match=message.format(end)):
+                ledger.append(end, **later)
     ledger.append(end, [1, 0, 0], reason="go on with web alone")
     assert ledger.end() is None
     assert set(mixcore.Sampler(ledger).picks(end, 500).domain) == {0}
+
+
+def test_weights_for_used_up_domains_alone_are_refused():
+    ledger = capped()
+    at = max(at for at, _ in ledger.cap_events(64_000))
+    digest = ledger.digest
+    message = "domain 'code', which has reached its cap of 1000 samples"
+    with pytest.raises(mixcore.LedgerError, match=message):
+        ledger.append(at, [0, 1, 1])
+    assert ledger.digest == digest
+    ledger.append(at, [1, 1, 1])  # their shares go to web
 
 
 def test_when_everything_is_spent_the_run_ends():

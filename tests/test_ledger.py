@@ -88,6 +88,16 @@ def test_digest_covers_what_decides_and_nothing_else():
     assert len(digests) == len(others) + 1
 
 
+def test_digest_covers_domains_whose_decision_was_replaced():
+    digests = set()
+    for size in (5, 6):
+        ledger = make_ledger(1, batch_size=8)
+        ledger.append(80, [1, 1], add=[mixcore.Domain("x", size)])
+        ledger.append(80, [2, 1])  # the same boundary: takes the place of the piece before
+        digests.add(ledger.digest)
+    assert len(digests) == 2
+
+
 def test_a_later_dated_decision_stands_in_the_way():
     ledger = make_ledger(2, batch_size=10)
     ledger.append(1_000, [1, 0])
@@ -186,9 +196,7 @@ def test_native_plan_agrees_with_the_twin_through_the_ledger():
     ledger = make_ledger(4, [1, 2, 3, 4], batch_size=20, seed=9, size=70)
     ledger.append(1_000, [4, 3, 2, 1])
     specs = [reference.DomainSpec(d.key(9), d.size, d.cap) for d in ledger.domains]
-    pieces = [
-        reference.PieceSpec(p.start, p.batch_size, p.shares.tolist()) for p in ledger.pieces
-    ]
+    pieces = [reference.PieceSpec(p.start, p.batch_size, p.shares.tolist()) for p in ledger.pieces]
     key = mixcore.domains.stream_key(9, "order", "balanced")
     want = reference.Run("balanced", key, specs, pieces).picks(2_000)
     assert [tuple(c) for c in rows(ledger, 0, 2_000).T.tolist()] == want
@@ -272,3 +280,36 @@ def test_the_binding_checks_its_own_arguments():
         plan.picks(0, 1, 1, 15)
     with pytest.raises(ValueError, match="order must be"):
         _core.Plan("other", 1, "stop")
+
+
+@pytest.mark.parametrize("order", ["balanced", "megatron", "random"])
+def test_shares_of_another_rank_are_taken_as_they_are(order):
+    """The path of the controller: integers (and, for order megatron, floats) from one rank."""
+    mine, theirs = (make_ledger(3, order=order) for _ in range(2))
+    mine.append(100, [0.2, 0.2, 0.6], reason="r", author="a")
+    d = mine.decisions[-1]
+    assert theirs._append_shares(100, d.shares, d.floats, reason="r", author="a") == 128
+    assert theirs.to_bytes() == mine.to_bytes()
+    assert theirs.digest == mine.digest
+
+
+@pytest.mark.parametrize(
+    ("shares", "error", "message"),
+    [
+        ([1 << 62, 0, 0], TypeError, "shares must be a uint64 array"),
+        (np.array([1 << 62, 0, 0]), TypeError, "shares must be a uint64 array"),
+        (np.array([1 << 62, 0], np.uint64), ValueError, "shares must be 3 integers"),
+        (np.array([1 << 62, 1, 0], np.uint64), ValueError, r"sum to 2\^62"),
+        (np.array([1 << 62, 1 << 63, 1 << 63], np.uint64), ValueError, r"sum to 2\^62"),
+    ],
+)
+def test_bad_shares(shares, error, message):
+    ledger = make_ledger(3)
+    with pytest.raises(error, match=message):
+        ledger._append_shares(64, shares)
+    with pytest.raises(ValueError, match="floats do not fit order 'balanced'"):
+        ledger._append_shares(64, np.array([1 << 62, 0, 0], np.uint64), np.ones(3) / 3)
+    ledger.mark_fetched(128)
+    with pytest.raises(mixcore.LedgerError, match="comes too late"):
+        ledger._append_shares(64, np.array([1 << 62, 0, 0], np.uint64))
+    assert len(ledger.decisions) == 1

@@ -29,7 +29,7 @@ def test_equals_slow_twin(n, key, ordinal, data):
     assert _core.permutation(n, key, ordinal, reference.EPOCH, np.array([x]))[0] == want
 
 
-@pytest.mark.parametrize("n", [2, 3, 4, 5, 6, 7, 8, 12, 31, 63, 64, 100])
+@pytest.mark.parametrize("n", [2, 3, 4, 5, 6, 7, 8, 12, 31, 63, 64, 100, 200])
 def test_pairs_are_uniform(n):
     """Every ordered pair of images of neighbours is as likely as any other.
 

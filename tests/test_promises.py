@@ -73,9 +73,11 @@ def worst_deviation(num, kinds, batch, steps, hold=1, append_every=1, seed=0):
 def test_constant_weights(num, kind):
     """First segment: within 1.5 at every batch boundary over 10^6 positions."""
     batch = 1_000
-    steps = 1_000 if num < 2_048 else 250
+    steps = 1_000
     for seed in range(3 if num < 2_048 else 1):
-        worst = worst_deviation(num, [kind], batch, steps, hold=steps, append_every=steps, seed=seed)
+        worst = worst_deviation(
+            num, [kind], batch, steps, hold=steps, append_every=steps, seed=seed
+        )
         assert worst <= 1.5
 
 
@@ -83,9 +85,8 @@ def test_constant_weights(num, kind):
 @pytest.mark.parametrize("kind", CHANGING)
 def test_fresh_weights_in_every_batch(num, kind):
     """Within 2, the aim (4 is promised), whatever is changed, pauses included."""
-    steps = 1_000 if num < 257 else 200
-    for batch in (8, 1_000):
-        assert worst_deviation(num, [kind], batch, steps) <= 2.0
+    assert worst_deviation(num, [kind], 8, 1_000 if num < 257 else 200) <= 2.0
+    assert worst_deviation(num, [kind], 1_000, 1_000) <= 2.0  # 10^6 positions
 
 
 @pytest.mark.parametrize("num", NUMS)
@@ -132,7 +133,9 @@ def test_the_same_weights_again_10_000_times(num):
         often.append(i * 16, 16, weights, None)
     assert np.array_equal(often.counts(160_000), once.counts(160_000))
     for first in (0, 79_990, 150_000):
-        for a, b in zip(often.picks(first, 5_000, 1, 15), once.picks(first, 5_000, 1, 15), strict=True):
+        for a, b in zip(
+            often.picks(first, 5_000, 1, 15), once.picks(first, 5_000, 1, 15), strict=True
+        ):
             assert np.array_equal(a, b)
 
 

@@ -51,17 +51,18 @@ def histories(draw, order):
 
 
 def check(plan, twin, count, data):
-    """Everything that can be asked of a plan agrees with the twin, in whatever order it is asked."""
+    """Everything that can be asked of a plan agrees with the twin, in whatever order."""
+    end = None
     try:
         want = twin.picks(count)
-    except reference.EndOfRun as end:
+    except reference.EndOfRun as e:
         event("the run ends")
-        assert plan.find_end(count) == end.args
-        count = end.args[0]
+        end = e.args
+        count = end[0]
         want = twin.picks(count) if count else []
-    else:
-        end = plan.find_end(count)
-        assert end is None or end[0] == count  # it may end right after the last pick asked for
+    found = plan.find_end(count)
+    # It may also end right after the last pick asked for.
+    assert found == end if end else found is None or found[0] == count
     if not count:
         return
     kinds = {plan.explain(p)["kind"] for p in range(0, count, 50)}
@@ -104,7 +105,9 @@ def test_a_settled_batch_is_the_twin_s():
     pieces = []
     for i in range(40):
         weights = rng.dirichlet(np.full(60, 0.1)) + 1e-12
-        pieces.append(reference.PieceSpec(i * 32, 16, reference.shares_of_weights(weights.tolist())))
+        pieces.append(
+            reference.PieceSpec(i * 32, 16, reference.shares_of_weights(weights.tolist()))
+        )
         plan.append(i * 32, 16, np.array(pieces[-1].shares, np.uint64), None)
     twin = reference.Run("balanced", 5, specs, pieces)
     got = plan.picks(0, 40 * 32, 1, 15)

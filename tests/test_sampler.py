@@ -1,4 +1,5 @@
 import threading
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -7,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import mixcore
+from mixcore import reference
 
 ORDERS = ("balanced", "megatron", "random")
 FAR = 10**12
@@ -41,7 +43,7 @@ def test_types_and_shapes(order):
 def test_windows_concatenate(order, data):
     sampler = mixcore.Sampler(changed_ledger(order))
     cuts = data.draw(st.lists(st.integers(0, 5_000), min_size=1, max_size=8).map(sorted))
-    parts = [rows(sampler.picks(a, b - a)) for a, b in zip(cuts, cuts[1:], strict=False)]
+    parts = [rows(sampler.picks(a, b - a)) for a, b in pairwise(cuts)]
     whole = rows(mixcore.Sampler(changed_ledger(order)).picks(cuts[0], cuts[-1] - cuts[0]))
     assert np.array_equal(np.concatenate([whole[:, :0], *parts], axis=1), whole)
 
@@ -83,7 +85,9 @@ def test_far_positions():
 def test_a_large_batch_is_not_materialised():
     ledger = make_ledger(4, batch_size=2**31 - 1)
     p = mixcore.Sampler(ledger).picks(10**10, 100)
-    assert np.array_equal(rows(mixcore.Sampler(ledger).at(np.arange(10**10, 10**10 + 100))), rows(p))
+    assert np.array_equal(
+        rows(mixcore.Sampler(ledger).at(np.arange(10**10, 10**10 + 100))), rows(p)
+    )
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 1_000, 5_000, 2**18, 2**21])
@@ -191,7 +195,11 @@ def test_most_domains_there_may_be():
         (lambda s: s.picks(0.0, 5), TypeError, r"start must be an integer, got 0.0 \(float\)"),
         (lambda s: s.picks(0, True), TypeError, "count must be an integer, got True"),
         (lambda s: s.picks(0, 5, threads=0), ValueError, "threads must be in .*, got 0"),
-        (lambda s: s.picks(0, 5, fields=("weight",)), ValueError, "fields must be among .*'weight'"),
+        (
+            lambda s: s.picks(0, 5, fields=("weight",)),
+            ValueError,
+            "fields must be among .*'weight'",
+        ),
         (lambda s: s.picks(0, 5, fields="domain"), TypeError, "fields must be a sequence of names"),
         (lambda s: s.picks(0, 5, fields=()), ValueError, "fields must name at least one"),
         (lambda s: s.at([0, -7]), ValueError, r"positions\[1\] must be in .*, got -7"),
@@ -234,3 +242,19 @@ def test_checkpoints_of_a_sequential_order_are_bounded(order):
     tail = rows(sampler.picks(2_999_000, 1_000))
     fresh = mixcore.Sampler(make_ledger(3, order=order))
     assert np.array_equal(rows(fresh.at(range(2_999_000, 3_000_000))), tail)
+
+
+@pytest.mark.parametrize("size", [63, 64, 999, 1_000, 65_537, 2**31 - 1, 2**31, 2**40, 2**48])
+def test_samples_of_any_size_equal_the_twin(size):
+    """Bulk and single look-ups take different paths to a sample, by size; the twin has one."""
+    domains = [mixcore.Domain("a", size), mixcore.Domain("b", 1_500), mixcore.Domain("c", None)]
+    sampler = mixcore.Sampler(mixcore.Ledger(domains, [4, 2, 1], batch_size=70, seed=3))
+    for p in (sampler.picks(10**9, 700), sampler.at(range(10**9, 10**9 + 100))):
+        for d, draw, epoch, sample in zip(p.domain, p.draw, p.epoch, p.sample, strict=True):
+            domain = domains[d]
+            if domain.size is None:
+                assert (epoch, sample) == (0, draw)
+                continue
+            want, place = divmod(int(draw), domain.size)
+            keys = reference.words(domain.key(3), want, reference.EPOCH)
+            assert (epoch, sample) == (want, reference.permute(domain.size, keys, place))

@@ -7,7 +7,9 @@ from mixcore import linear, piecewise
 
 
 def test_piecewise():
-    ledger = make_ledger(2, batch_size=100, schedule=piecewise([(1_000, [1, 0]), (1_950, [0, 1], 50)]))
+    ledger = make_ledger(
+        2, batch_size=100, schedule=piecewise([(1_000, [1, 0]), (1_950, [0, 1], 50)])
+    )
     assert [p.start for p in ledger.pieces] == [0, 1_000, 2_000]  # 1,950 is rounded up
     assert [p.batch_size for p in ledger.pieces] == [100, 100, 50]
     assert ledger.weights_at(1_999).tolist() == [1, 0]
@@ -83,7 +85,8 @@ def test_survives_saving_and_appending(tmp_path):
     third = mixcore.Ledger.load(tmp_path / "l")
     assert third.digest == again.digest
     assert np.array_equal(
-        mixcore.Sampler(third).picks(0, 20_000).sample, mixcore.Sampler(again).picks(0, 20_000).sample
+        mixcore.Sampler(third).picks(0, 20_000).sample,
+        mixcore.Sampler(again).picks(0, 20_000).sample,
     )
 
 
@@ -102,7 +105,11 @@ def test_survives_saving_and_appending(tmp_path):
         ([{"at": 5, "weigths": [1, 1]}], ValueError, r"points\[0\] must have the keys at, weights"),
         ([7], TypeError, r"points\[0\] must be \(at, weights\), got 7"),
         ({"points": [[0, [1, 1]]], "unit": "steps"}, ValueError, "schedule.unit must be one of"),
-        ({"kind": "linear", "points": [[0, [1, 1]]], "every": 0}, ValueError, "schedule.every must"),
+        (
+            {"kind": "linear", "points": [[0, [1, 1]]], "every": 0},
+            ValueError,
+            "schedule.every must",
+        ),
         ({"kind": "linear", "points": [[0, [1, 1], 8]]}, ValueError, "piecewise schedules only"),
     ],
 )
@@ -116,5 +123,13 @@ def test_weights_may_be_left_out_only_if_the_schedule_begins_at_0():
     domains = [mixcore.Domain("a", 9), mixcore.Domain("b", 9)]
     mixcore.Ledger(domains, batch_size=4, schedule=[(0, [1, 1])])
     for schedule in ([(4, [1, 1])], None, [(0, None, 8)]):
-        with pytest.raises(ValueError, match="weights must be given unless the schedule begins at 0"):
+        with pytest.raises(
+            ValueError, match="weights must be given unless the schedule begins at 0"
+        ):
             mixcore.Ledger(domains, batch_size=4, schedule=schedule)
+
+
+def test_a_schedule_too_long_for_a_ledger_is_refused_before_it_is_built(monkeypatch):
+    monkeypatch.setattr("mixcore.ledger.MAX_SHARES", 1_000)
+    with pytest.raises(mixcore.LedgerError, match="at most 1000 shares in all, got 1002"):
+        make_ledger(2, schedule=linear([(0, [1, 0]), (10**12, [0, 1])], every=1))

@@ -29,12 +29,19 @@ _METHODS: dict[str, str | type[Method]] = {
     "tikmix": "mixcore.methods.tikmix",
     # by people and programs
     "agent": "mixcore.methods.agent",
+    "external": "mixcore.methods.external",
+    "schedule": "mixcore.methods.schedule",
 }
 
 
 @dataclass(frozen=True)
 class MethodInfo:
-    """What a method says of itself; the fields are those of Method, `options` its defaults."""
+    """What a method says of itself: the fields of Method, its options, its docstring.
+
+    Attributes:
+        required: Options without a default.
+        options: The others, with theirs.
+    """
 
     name: str
     family: str
@@ -42,8 +49,9 @@ class MethodInfo:
     update_every: int | None
     cost: str
     paper: str
-    summary: str
+    required: tuple[str, ...]
     options: dict[str, Any]
+    doc: str
 
 
 def register(cls: M) -> M:
@@ -97,6 +105,7 @@ def methods() -> dict[str, MethodInfo]:
     found = {}
     for name in _METHODS:
         cls = _class(name)
+        known = _options(cls)
         found[name] = MethodInfo(
             name=name,
             family=cls.family,
@@ -104,8 +113,9 @@ def methods() -> dict[str, MethodInfo]:
             update_every=cls.update_every,
             cost=cls.cost,
             paper=cls.paper,
-            summary=(inspect.getdoc(cls) or "").split("\n")[0],
-            options={o: None if d is ... else d for o, d in _options(cls).items()},
+            required=tuple(o for o, default in known.items() if default is ...),
+            options={o: default for o, default in known.items() if default is not ...},
+            doc=inspect.getdoc(cls) or "",
         )
     return found
 

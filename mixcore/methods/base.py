@@ -49,6 +49,8 @@ class Method:
         version: Of the state's layout; a state of another version is refused.
         state_fields: Attributes that make up the state (numbers, str, None, arrays, lists, dicts).
         domains: What the weights are for, in order.
+        silent: Set by `_update` where it has nothing to say (`external` without a new request):
+            a controller then decides nothing, whatever the weights are.
 
     Args:
         domains: One or more; names unique.
@@ -66,6 +68,7 @@ class Method:
     paper: ClassVar[str]
     version: ClassVar[int] = 1
     state_fields: ClassVar[tuple[str, ...]] = ()
+    silent: bool = False
 
     def __init__(self, domains: Sequence[Domain], *, initial: Weights | None = None) -> None:
         self.domains = check_domains(domains)
@@ -114,6 +117,10 @@ class Method:
     def _update(self, signals: Signals) -> Floats:
         """The new weights (any positive sum); what the method remembers is changed here."""
         return self._weights
+
+    def why(self) -> tuple[str, str]:
+        """Author and reason of what the last update said, where they are not the method itself."""
+        return "", ""
 
     def state_dict(self) -> dict[str, Any]:
         """All that `update` has changed, as plain Python values, exact."""
@@ -267,7 +274,7 @@ def normalise(weights: Floats) -> Floats:
         raise ArgumentError(
             f"weights must be finite, >= 0 and not all zero, got {weights.tolist()}"
         )
-    if not np.isfinite(weights.sum()):
+    if weights.max() > 1e300:  # the sum might overflow
         weights = weights / weights.max()
     result: Floats = weights / weights.sum()
     return result
@@ -282,7 +289,8 @@ def log(weights: Floats) -> Floats:
 def softmax(logits: Floats) -> Floats:
     """exp(logits - max), normalised: float64; any finite logits, and -inf for some."""
     shifted: Floats = np.exp(logits - logits.max())
-    return shifted / shifted.sum()
+    shifted /= shifted.sum()
+    return shifted
 
 
 def carried(new: Floats, last: Floats) -> Floats:

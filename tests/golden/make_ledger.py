@@ -48,7 +48,9 @@ for order in ("balanced", "megatron", "random"):
     key = stream_key(2026, "order", order)
     picks = reference.Run(order, key, specs, pieces).picks(END)
     positions = list(range(0, END, 13))
-    answer = {name: [picks[i][k] for i in positions] for k, name in enumerate(mixcore.sampler.FIELDS)}
+    answer = {
+        name: [picks[i][k] for i in positions] for k, name in enumerate(mixcore.sampler.FIELDS)
+    }
     counts = [sum(p[0] == d for p in picks) for d in range(len(specs))]
     answer |= {"digest": ledger.digest, "positions": positions, "end": END, "counts": counts}
     (HERE / f"picks_{order}.json").write_text(json.dumps(answer))

@@ -1,0 +1,52 @@
+# `make test` and `make demo` need Python 3.11 with venv, git, make and g++; they install the rest.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+SOURCES := $(wildcard csrc/*.cpp csrc/*.h csrc/*.cu)
+SANITIZED := build/sanitized
+NATIVE_TESTS := $(addprefix tests/test_,philox.py permute.py shares.py reference.py sampler.py caps.py \
+	ledger.py journal.py megatron_arrays.py promises.py)
+
+.PHONY: all test demo lint format sanitize bench clean
+
+all: $(STAMP)
+
+$(STAMP): pyproject.toml setup.py constraints.txt $(SOURCES)
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade --constraint constraints.txt pip
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $(STAMP)
+
+test: $(STAMP)
+	$(BIN)/pytest
+
+demo: $(STAMP)
+	$(BIN)/python examples/demo/run.py --out demo-out
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run -Werror $(wildcard csrc/*.cpp csrc/*.h csrc/*.cu)
+	$(BIN)/mypy
+	$(BIN)/stubtest mixcore._core --allowlist tests/stubtest_allow.txt
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(wildcard csrc/*.cpp csrc/*.h csrc/*.cu)
+
+# AddressSanitizer and UndefinedBehaviorSanitizer. The interpreter itself is not instrumented, so
+# the runtimes are preloaded; leaks are the interpreter's, not looked for.
+sanitize: $(STAMP)
+	MIXCORE_SANITIZE=1 MIXCORE_CUDA=0 $(BIN)/python setup.py --quiet build \
+		--build-lib $(SANITIZED) --build-temp build/sanitized-objects
+	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so.6)" \
+		ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+		MIXCORE_SANITIZE=1 PYTHONPATH=$(SANITIZED) $(BIN)/pytest -p no:cacheprovider $(NATIVE_TESTS)
+
+bench: $(STAMP)
+	$(BIN)/python bench/run.py
+
+clean:
+	rm -rf $(VENV) build demo-out *.egg-info mixcore/*.so
