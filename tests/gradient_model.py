@@ -4,6 +4,9 @@ import numpy as np
 import torch
 from torch import nn
 
+# models this small are slower on many threads, far slower on a busy machine
+torch.set_num_threads(1)
+
 D = 3
 
 
