@@ -16,8 +16,9 @@ products are summed in float64.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -50,7 +51,7 @@ class GradientProbe:
         >>> for domain, batch in enumerate(single_domain_batches):
         ...     with probe.capture(domain, samples=len(batch)):
         ...         loss_of(model, batch).backward()
-        >>> signals = Signals(step=step, **probe.signals())
+        >>> signals = Signals(step=step, **probe.signals())     # or Controller(supply=...)
 
     Which way to observe, and what to reduce:
 
@@ -280,6 +281,27 @@ class GradientProbe:
         if reset:
             self.reset()
         return out
+
+    def supply(
+        self, extra: Callable[[], Mapping[str, Any]] | None = None
+    ) -> dict[str, Callable[[], Any]]:
+        """What a `mixcore.Controller` takes as `supply`: every signal by its name.
+
+        Args:
+            extra: More for `Signals.extra`, asked at each update: `{"lr": ..}`, target losses.
+        """
+        made: dict[str, Any] = {}
+
+        def take(name: str) -> Any:
+            if name not in made:  # the first name of an update: measure once for all of them
+                made.clear()
+                made.update(self.signals())
+                made["extra"] |= {} if extra is None else dict(extra())
+            return made.pop(name)
+
+        names = ["grad_dot", "grad_norm2", "grad_var", "samples", "extra"]
+        names += ["grad_target"] if self.num_targets else []
+        return {name: partial(take, name) for name in names}
 
     def _row(self, domain: int) -> int:
         return integer("domain", domain, 0, self.num_domains + self.num_targets - 1)

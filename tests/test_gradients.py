@@ -15,6 +15,7 @@ from gradient_model import (  # noqa: E402
 )
 from torch import nn  # noqa: E402
 
+import mixcore  # noqa: E402
 from mixcore import Domain, Signals, method  # noqa: E402
 from mixcore.gradients import GradientProbe  # noqa: E402
 from mixcore.methods.pike import estimate  # noqa: E402
@@ -241,6 +242,35 @@ def test_a_method_takes_what_the_helper_gives():
         assert method(name, domains=domains, **options).update(signals).sum() == pytest.approx(1)
     toward = method("dga", domains=domains, beta=0.0).update(signals)
     assert toward.argmax() == np.asarray(signals.grad_target)[:, 0].argmax()
+
+
+def test_a_controller_is_supplied_by_the_helper():
+    net, data = model(), batches(micro=1)
+    domains = [mixcore.Domain(f"d{i}", 1000) for i in range(D)]
+    ledger = mixcore.Ledger(domains, weights=[1, 1, 1], batch_size=8)
+    m = method("grape", domains=domains, mu_alpha=1e-4)
+    probe = GradientProbe(net, D, parameters="all", num_targets=1, update_every=2)
+    rates = []
+    supply = probe.supply(lambda: {"lr": rates[-1], "target_losses": [2.0]})
+    controller = mixcore.Controller(ledger, m, 2, lag_steps=0, supply=supply)
+    twin = method("grape", domains=domains, mu_alpha=1e-4)
+    for step in range(4):
+        rates.append(1e-4 * (step + 1))
+        if probe.due(step):
+            for i in range(D + 1):  # the target is like the second domain
+                with probe.capture(i, samples=4):
+                    loss_of(net, data[i if i < D else 1][0]).backward()
+            twin.update(
+                Signals(
+                    step=step + 1,
+                    grad_target=probe.signals(reset=False)["grad_target"],
+                    extra={"lr": rates[-1], "target_losses": [2.0]},
+                )
+            )
+        controller.step(8 * (step + 1))
+    np.testing.assert_array_equal(m.weights(), twin.weights())
+    assert m.weights()[1] > 1 / 3
+    np.testing.assert_allclose(ledger.weights_at(32), m.weights(), atol=1e-9)
 
 
 def test_bad_input():

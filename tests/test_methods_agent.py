@@ -9,6 +9,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+import mixcore  # noqa: E402
 from mixcore import Domain, Signals, method  # noqa: E402
 from mixcore.policy import Policy, train_policy  # noqa: E402
 
@@ -78,11 +79,12 @@ def test_a_late_agent_leaves_the_weights_and_says_so(caplog):
     m = method("agent", domains=DOMAINS, policy=slow, initial=[0.5, 0.3, 0.2], lag=1, timeout=0.0)
     with caplog.at_level(logging.WARNING, logger="mixcore.agent"):
         np.testing.assert_allclose(m.update(signals(0)), [0.5, 0.3, 0.2], rtol=1e-15)
-        assert (m.late, m.note) == (0, "")  # asked, not due yet
+        assert (m.late, m.note, m.silent) == (0, "", True)  # asked, not due yet
         for k in (1, 2):
             np.testing.assert_allclose(m.update(signals(k)), [0.5, 0.3, 0.2], rtol=1e-15)
             assert m.late == k
             assert "late" in m.note
+            assert m.silent
     assert sum("late" in r.message for r in caplog.records) == 2
     assert asked == [1]  # one question at a time
     pending = m._pending
@@ -91,7 +93,7 @@ def test_a_late_agent_leaves_the_weights_and_says_so(caplog):
     np.testing.assert_array_equal(
         m.update(signals(3)), [0.0, 0.0, 1.0]
     )  # at the first that finds it
-    assert (m.late, m.note) == (2, "")
+    assert (m.late, m.note, m.silent) == (2, "", False)
     assert m._pending.done.wait(30)
     assert asked == [1, 4]
 
@@ -168,6 +170,24 @@ def test_agent_resume_with_a_question_open():
         for k, want in zip(range(5, 10), after, strict=True):
             np.testing.assert_array_equal(resumed.update(stream(k)), want)
         assert resumed.state_dict() == whole.state_dict()
+
+
+def test_a_controller_decides_nothing_while_the_agent_is_late():
+    gate = threading.Event()
+
+    def slow(history):
+        assert gate.wait(30)
+        return [0.0, 0.5, 0.5]
+
+    ledger = mixcore.Ledger(DOMAINS, weights=[0.7, 0.2, 0.1], batch_size=10)
+    m = method("agent", domains=DOMAINS, policy=slow, lag=1, timeout=0.0)
+    controller = mixcore.Controller(ledger, m, 1, lag_steps=0)
+    assert [controller.step(p) for p in (10, 20, 30)] == [None] * 3
+    np.testing.assert_allclose(ledger.weights_at(10**6), [0.7, 0.2, 0.1], rtol=1e-9)
+    gate.set()
+    assert m._pending.done.wait(30)
+    assert controller.step(40) == 40
+    np.testing.assert_allclose(ledger.weights_at(40), [0.0, 0.5, 0.5], atol=1e-9)
 
 
 # The reference policy -------------------------------------------------------------------------

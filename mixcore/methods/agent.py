@@ -47,8 +47,9 @@ class Agent(Method):
 
     The policy runs in a thread of its own, one question at a time. Asked at one update, it is
     answered `lag` updates later; there the method waits `timeout` seconds at most. If no answer is
-    there, the weights stay what they are, `late` counts it, a warning says so, `note` too, and the
-    answer is taken at the first update that finds it. lag=0 asks and waits; a slow agent wants
+    there, the weights stay what they are (the method is silent: a controller decides nothing),
+    `late` counts it, a warning says so, `note` too, and the answer is taken at the first update
+    that finds it. lag=0 asks and waits; a slow agent wants
     lag=1, timeout=0, and then never holds up training.
 
     Decisions are repeatable as long as nothing is late. A question that is open when the state is
@@ -98,6 +99,7 @@ class Agent(Method):
             self.needs = loss if self.feedback == "loss" else ("val_loss",)
         self.history_length = whole("history_length", history_length, 1)
         self.on_error = choice("on_error", on_error, ("raise", "previous"))
+        self.silent = True  # until there is an answer, whatever is in force stays in force
         self.late = 0
         self.errors = 0
         self.note = ""
@@ -113,7 +115,7 @@ class Agent(Method):
 
     def _update(self, signals: Signals) -> Floats:
         self._history = [*self._history, self._entry(signals)][-self.history_length :]
-        self.note = ""
+        self.note, self.silent = "", True
         weights = self._weights
         if self._pending is not None:
             self._age += 1
@@ -174,8 +176,7 @@ class Agent(Method):
         try:
             if pending.error is not None:
                 raise pending.error
-            answer = per_domain("the policy's answer", pending.value, self.domains)
-            return normalise(answer)
+            answer = normalise(per_domain("the policy's answer", pending.value, self.domains))
         except Exception as e:
             # whatever a stranger's program raises
             if self.on_error == "raise":
@@ -183,6 +184,8 @@ class Agent(Method):
             self.errors += 1
             self._say(f"the policy failed ({type(e).__name__}: {e}): the weights stay")
             return weights
+        self.silent = False
+        return answer
 
     def _say(self, note: str) -> None:
         self.note = note
