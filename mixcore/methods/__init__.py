@@ -34,7 +34,15 @@ _METHODS: dict[str, str | type[Method]] = {
     "sheared": "mixcore.methods.sheared",
     "velocitune": "mixcore.methods.velocitune",
     # dynamic, guided by gradients
+    "ac_odm": "mixcore.methods.ac_odm",
+    "dga": "mixcore.methods.dga",
+    "doge": "mixcore.methods.doge",
+    "grape": "mixcore.methods.grape",
+    "pike": "mixcore.methods.pike",
+    "rb": "mixcore.methods.rb",
+    "tikmix": "mixcore.methods.tikmix",
     # by people and programs
+    "agent": "mixcore.methods.agent",
     "external": "mixcore.methods.external",
     "schedule": "mixcore.methods.schedule",
 }

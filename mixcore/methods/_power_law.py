@@ -159,5 +159,5 @@ def _scipy(part: str) -> Any:
     except ImportError as e:
         raise DeviceError(
             f"method 'ado' fits power laws with scipy, which cannot be imported ({e}): "
-            "pip install mixcore[fit]"
+            "pip install mixcore[methods]"
         ) from None
