@@ -305,7 +305,7 @@ def test_an_error_in_the_thread_is_raised_where_its_result_is_due():
 
 def test_scipy_is_asked_for_at_construction(monkeypatch):
     monkeypatch.setattr(_power_law.importlib, "import_module", missing)
-    with pytest.raises(mixcore.MixcoreError, match=r"pip install mixcore\[fit\]"):
+    with pytest.raises(mixcore.MixcoreError, match=r"pip install mixcore\[methods\]"):
         make()
 
 
