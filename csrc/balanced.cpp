@@ -2,6 +2,8 @@
 #include "balanced.h"
 
 #include <algorithm>
+#include <exception>
+#include <system_error>
 #include <thread>
 
 #include "errors.h"
@@ -64,13 +66,29 @@ void BalancedPlan::Picks(i64 start, i64 count, int threads, const Fields& out) {
   if (start + count > end_.position) RaiseEnd(end_, start + count - 1);
   constexpr i64 kLeast = 1 << 15;  // below this a thread costs more than it saves
   const i64 parts = std::clamp<i64>(count / kLeast, 1, threads);
-  std::vector<std::thread> pool;
-  for (i64 i = 1; i < parts; ++i) {
+  // What a thread throws is rethrown here; what no thread could be started for is done here.
+  std::vector<std::exception_ptr> thrown(static_cast<std::size_t>(parts));
+  const auto part = [&](i64 i) noexcept {
     const i64 from = count * i / parts, to = count * (i + 1) / parts;
-    pool.emplace_back([=, &out] { PicksOfRange(start + from, to - from, out.At(from)); });
+    try {
+      PicksOfRange(start + from, to - from, out.At(from));
+    } catch (...) {
+      thrown[static_cast<std::size_t>(i)] = std::current_exception();
+    }
+  };
+  std::vector<std::thread> pool;
+  pool.reserve(static_cast<std::size_t>(parts));
+  i64 started = 1;
+  try {
+    for (; started < parts; ++started) pool.emplace_back(part, started);
+  } catch (const std::system_error&) {  // no more threads to be had
   }
-  PicksOfRange(start, count / parts, out);
+  part(0);
+  for (i64 i = started; i < parts; ++i) part(i);
   for (std::thread& t : pool) t.join();
+  for (const std::exception_ptr& e : thrown) {
+    if (e) std::rethrow_exception(e);
+  }
 }
 
 void BalancedPlan::At(const i64* positions, i64 count, const Fields& out) {
@@ -114,9 +132,9 @@ void BalancedPlan::At(const i64* positions, i64 count, const Fields& out) {
 }
 
 std::vector<i64> BalancedPlan::Counts(i64 position) {
+  const auto lock = Derived(std::max<i64>(position - 1, 0));
   std::vector<i64> counts(domains_.size(), 0);
   if (position == 0) return counts;
-  const auto lock = Derived(position - 1);
   if (position > end_.position) RaiseEnd(end_, position - 1);
   const Segment& segment = *segments_[Find(position - 1)];
   const i64 rest = (position - segment.start) % segment.batch();

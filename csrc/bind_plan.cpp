@@ -1,6 +1,8 @@
 // `_core.Plan` and the integer functions around it. Arguments are checked here, once.
 #include <memory>
-#include <optional>
+#include <string>
+#include <tuple>
+#include <vector>
 
 #include "bind.h"
 #include "permute.h"
@@ -12,6 +14,13 @@ namespace {
 
 template <typename T>
 using Array = py::array_t<T, py::array::c_style>;
+
+// Runs a question that may derive, replay or wait for a lock: other Python threads go on.
+template <typename F>
+auto WithoutGil(F&& question) {
+  const py::gil_scoped_release release;
+  return question();
+}
 
 OnCap OnCapOf(const std::string& name) {
   if (name == "redistribute") return OnCap::kRedistribute;
@@ -36,20 +45,51 @@ std::vector<u64> CheckedShares(const py::handle& value, const char* name) {
   return shares;
 }
 
-void Append(Plan& plan, i64 start, i64 batch, const py::object& shares, const py::object& weights) {
+Domain CheckedDomain(const std::string& name, u64 key, i64 size, i64 cap) {
+  CheckRange("size", size, 0, kMaxPosition);
+  return {name, key, size, cap < 0 ? kNever : cap};
+}
+
+Piece CheckedPiece(i64 start, i64 batch, const py::handle& shares, const py::handle& weights,
+                   i64 num_domains) {
   CheckRange("start", start, 0, kMaxPosition - 1);
   CheckRange("batch_size", batch, 1, kMaxBatch);
   Piece piece{start, batch, CheckedShares(shares, "shares"), {}};
-  if (static_cast<i64>(piece.shares.size()) != plan.num_domains()) {
-    throw ValueError("shares must have one entry a domain (" + std::to_string(plan.num_domains()) +
-                     "), got " + std::to_string(piece.shares.size()));
+  const auto check_length = [&](const char* name, i64 length) {
+    if (length != num_domains) {
+      throw ValueError(std::string(name) + " must have one entry a domain (" +
+                       std::to_string(num_domains) + "), got " + std::to_string(length));
+    }
+  };
+  check_length("shares", static_cast<i64>(piece.shares.size()));
+  if (weights.is_none()) return piece;
+  const auto array = CheckedArray<double>(weights, "weights", 1);
+  check_length("weights", array.size());
+  piece.weights.assign(array.data(), array.data() + array.size());
+  for (const double w : piece.weights) {
+    if (!(w >= 0) || !std::isfinite(w)) {
+      throw ValueError("weights must be finite and >= 0, got " + std::to_string(w));
+    }
   }
-  if (!weights.is_none()) {
-    const auto array = CheckedArray<double>(weights, "weights", 1);
-    piece.weights.assign(array.data(), array.data() + array.size());
+  return piece;
+}
+
+// All domains and pieces are checked before any of them is taken.
+void Grow(Plan& plan, const std::vector<std::tuple<std::string, u64, i64, i64>>& new_domains,
+          const std::vector<std::tuple<i64, i64, py::object, py::object>>& new_pieces) {
+  std::vector<Domain> domains;
+  for (const auto& [name, key, size, cap] : new_domains) {
+    domains.push_back(CheckedDomain(name, key, size, cap));
+  }
+  const i64 num = WithoutGil([&] { return plan.num_domains(); }) + static_cast<i64>(domains.size());
+  CheckRange("number of domains", num, 0, kMaxDomains);
+  std::vector<Piece> pieces;
+  for (const auto& [start, batch, shares, weights] : new_pieces) {
+    if (!pieces.empty()) CheckRange("start", start, pieces.back().start + 1, kMaxPosition - 1);
+    pieces.push_back(CheckedPiece(start, batch, shares, weights, num));
   }
   const py::gil_scoped_release release;
-  plan.Append(std::move(piece));
+  plan.Grow(std::move(domains), std::move(pieces));
 }
 
 // New arrays for the fields that were asked for, None for the others.
@@ -108,29 +148,21 @@ Array<T> ArrayOf(const std::vector<T>& values) {
 
 Array<i64> Counts(Plan& plan, i64 position) {
   CheckRange("position", position, 0, kMaxPosition);
-  std::vector<i64> counts;
-  {
-    const py::gil_scoped_release release;
-    counts = plan.Counts(position);
-  }
-  return ArrayOf(counts);
+  return ArrayOf(WithoutGil([&] { return plan.Counts(position); }));
 }
 
 py::object FindEnd(Plan& plan, i64 horizon) {
   CheckRange("horizon", horizon, 0, kMaxPosition);
-  End end;
-  {
-    const py::gil_scoped_release release;
-    end = plan.FindEnd(horizon);
-  }
+  const End end = WithoutGil([&] { return plan.FindEnd(horizon); });
   if (end.position == kNever) return py::none();
   return py::make_tuple(end.position, end.domain);
 }
 
 py::list CapEvents(Plan& plan, i64 horizon) {
   CheckRange("horizon", horizon, 0, kMaxPosition);
+  const auto events = WithoutGil([&] { return plan.CapEvents(horizon); });
   py::list list;
-  for (const CapEvent& e : plan.CapEvents(horizon)) {
+  for (const CapEvent& e : events) {
     list.append(py::make_tuple(e.position, e.domain));
   }
   return list;
@@ -138,7 +170,7 @@ py::list CapEvents(Plan& plan, i64 horizon) {
 
 py::dict Explain(Plan& plan, i64 position) {
   CheckRange("position", position, 0, kMaxPosition - 1);
-  const SegmentInfo info = plan.Explain(position);
+  const SegmentInfo info = WithoutGil([&] { return plan.Explain(position); });
   py::dict d;
   d["start"] = info.start;
   d["end"] = info.end == kNever ? py::object(py::none()) : py::int_(info.end);
@@ -152,8 +184,9 @@ py::dict Explain(Plan& plan, i64 position) {
 
 // (position, piece_start, counts, at_start, debt) of every checkpoint held.
 py::list Checkpoints(Plan& plan) {
+  const auto checkpoints = WithoutGil([&] { return plan.Checkpoints(); });
   py::list list;
-  for (const Checkpoint& c : plan.Checkpoints()) {
+  for (const Checkpoint& c : checkpoints) {
     list.append(py::make_tuple(c.position, c.piece_start, ArrayOf(c.counts), ArrayOf(c.at_start),
                                ArrayOf(c.debt)));
   }
@@ -170,11 +203,12 @@ void Restore(Plan& plan, i64 position, i64 piece_start, const py::object& counts
   Checkpoint c{position, piece_start, vector(CheckedArray<i64>(counts, "counts", 1)),
                vector(CheckedArray<i64>(at_start, "at_start", 1)),
                vector(CheckedArray<double>(debt, "debt", 1))};
-  const auto most = static_cast<std::size_t>(plan.num_domains());
+  const auto most = static_cast<std::size_t>(WithoutGil([&] { return plan.num_domains(); }));
   if (c.counts.size() > most || c.at_start.size() > most || c.debt.size() > most) {
     throw ValueError("counts must have at most one entry a domain (" + std::to_string(most) +
                      "), got " + std::to_string(c.counts.size()));
   }
+  const py::gil_scoped_release release;
   plan.Restore(std::move(c));
 }
 
@@ -231,12 +265,15 @@ void BindPlan(py::module_& m) {
       .def(
           "add_domain",
           [](Plan& plan, const std::string& name, u64 key, i64 size, i64 cap) {
-            CheckRange("size", size, 0, kMaxPosition);
-            CheckRange("number of domains", plan.num_domains(), 0, kMaxDomains - 1);
-            plan.AddDomain({name, key, size, cap < 0 ? kNever : cap});
+            Grow(plan, {{name, key, size, cap}}, {});
           },
           arg("name"), arg("key"), arg("size"), arg("cap"))
-      .def("append", &Append, arg("start"), arg("batch_size"), arg("shares"), arg("weights"))
+      .def(
+          "append",
+          [](Plan& plan, i64 start, i64 batch, const py::object& shares,
+             const py::object& weights) { Grow(plan, {}, {{start, batch, shares, weights}}); },
+          arg("start"), arg("batch_size"), arg("shares"), arg("weights"))
+      .def("extend", &Grow, arg("domains"), arg("pieces"))
       .def("picks", &Picks, arg("start"), arg("count"), arg("threads"), arg("mask"))
       .def("at", &AtPositions, arg("positions"), arg("mask"))
       .def("counts", &Counts, arg("position"))
@@ -246,8 +283,10 @@ void BindPlan(py::module_& m) {
       .def("checkpoints", &Checkpoints)
       .def("restore", &Restore, arg("position"), arg("piece_start"), arg("counts"), arg("at_start"),
            arg("debt"))
-      .def("memory_bytes", &Plan::MemoryBytes)
-      .def_property_readonly("num_domains", &Plan::num_domains);
+      .def("memory_bytes",
+           [](Plan& plan) { return WithoutGil([&] { return plan.MemoryBytes(); }); })
+      .def_property_readonly(
+          "num_domains", [](Plan& plan) { return WithoutGil([&] { return plan.num_domains(); }); });
   m.def("shares", &Shares, arg("weights"), "Weights (float64) to shares (uint64, sum 2^62).");
   m.def("interpolate_shares", &InterpolateShares, arg("x"), arg("y"), arg("numerator"),
         arg("denominator"));

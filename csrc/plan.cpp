@@ -8,18 +8,23 @@
 
 namespace mixcore {
 
-void Plan::AddDomain(Domain domain) {
+void Plan::Grow(std::vector<Domain> domains, std::vector<Piece> pieces) {
+  std::vector<std::shared_ptr<const Piece>> made;
+  for (Piece& piece : pieces) made.push_back(std::make_shared<const Piece>(std::move(piece)));
   const std::unique_lock lock(mutex_);
-  const u64 size = static_cast<u64>(domain.size == 0 ? 1 : domain.size);
-  views_.push_back({domain.key, domain.size, Divider::Of(size), Radix::Of(size)});
-  domains_.push_back(std::move(domain));
-}
-
-void Plan::Append(Piece piece) {
-  const std::unique_lock lock(mutex_);
-  while (!pieces_.empty() && pieces_.back()->start >= piece.start) pieces_.pop_back();
-  Forget(piece.start);
-  pieces_.push_back(std::make_shared<const Piece>(std::move(piece)));
+  domains_.reserve(domains_.size() + domains.size());  // nothing below may fail half-way
+  views_.reserve(views_.size() + domains.size());
+  pieces_.reserve(pieces_.size() + made.size());
+  for (Domain& domain : domains) {
+    const u64 size = static_cast<u64>(domain.size == 0 ? 1 : domain.size);
+    views_.push_back({domain.key, domain.size, Divider::Of(size), Radix::Of(size)});
+    domains_.push_back(std::move(domain));
+  }
+  if (made.empty()) return;
+  const i64 start = made.front()->start;
+  while (!pieces_.empty() && pieces_.back()->start >= start) pieces_.pop_back();
+  Forget(start);
+  for (auto& piece : made) pieces_.push_back(std::move(piece));
 }
 
 void Plan::Restore(Checkpoint) { throw ValueError("this order has no checkpoints to restore"); }

@@ -83,9 +83,9 @@ class Plan {
  public:
   virtual ~Plan() = default;
 
-  void AddDomain(Domain domain);
-  // Drops every piece at or after piece.start and appends this one.
-  void Append(Piece piece);
+  // Adds domains, drops every piece at or after the first new one's start, and appends the new
+  // ones (ascending starts). One step for all who ask at the same time: they see all of it or none.
+  void Grow(std::vector<Domain> domains, std::vector<Piece> pieces);
 
   // Positions [start, start + count), all below 2^48.
   virtual void Picks(i64 start, i64 count, int threads, const Fields& out) = 0;
@@ -100,7 +100,10 @@ class Plan {
   virtual std::vector<Checkpoint> Checkpoints() { return {}; }
   virtual void Restore(Checkpoint checkpoint);
 
-  i64 num_domains() { return static_cast<i64>(domains_.size()); }
+  i64 num_domains() {
+    const std::shared_lock lock(mutex_);
+    return static_cast<i64>(domains_.size());
+  }
 
  protected:
   Plan(u64 order_key, OnCap on_cap) : order_key_(order_key), on_cap_(on_cap) {}

@@ -13,6 +13,11 @@ class Plan:
         shares: npt.NDArray[np.uint64],
         weights: npt.NDArray[np.float64] | None,
     ) -> None: ...
+    def extend(
+        self,
+        domains: list[tuple[str, int, int, int]],
+        pieces: list[tuple[int, int, npt.NDArray[np.uint64], npt.NDArray[np.float64] | None]],
+    ) -> None: ...
     def picks(
         self, start: int, count: int, threads: int, mask: int
     ) -> tuple[Any, Any, Any, Any]: ...
