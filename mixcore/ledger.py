@@ -124,7 +124,7 @@ class Ledger:
     @property
     def digest(self) -> str:
         """Digest of everything that decides the mixture, at any position."""
-        return self._timeline[-1].digest.hex()
+        return self._timeline.digest_at(MAX_POSITION)
 
     def digest_at(self, position: int) -> str:
         """Digest of what decides the positions below `position`; later decisions do not matter."""
@@ -377,28 +377,36 @@ class Ledger:
             )
 
     def _apply(self, decision: Decision) -> None:
-        """Add a decision: derive its pieces and hand them to the native plan."""
+        """Add a decision: derive its pieces and hand them to the native plan.
+
+        All that can be wrong with it is found before it is written to the attached file, and it is
+        written before anything changes. Threads that ask meanwhile see the old plan or the new one.
+        """
         current = self._timeline.at(decision.position) if len(self._timeline) else None
         new = []
         for piece in pieces_of(decision, current):
             new.append(piece)
             self._check_size(len(new) * len(piece.shares))  # before all of them are built
-        if self._journal is not None:
-            self._journal.append(decision)  # on disk before it is in force
-        for d in decision.add:
-            cap = -1 if d.cap is None else d.cap
-            self._plan.add_domain(d.name, d.key(self.seed), d.size or 0, cap)
-        self._domains += decision.add
-        self._decisions.append(decision)
-        self._timeline.replace(new, self._domains, len(self._decisions) - 1)
+        domains = self._domains + decision.add
+        added = [
+            (d.name, d.key(self.seed), d.size or 0, -1 if d.cap is None else d.cap)
+            for d in decision.add
+        ]
+        native = []
         for piece in new:
-            self._num_shares += len(piece.shares)
             shares, floats = piece.shares, piece.floats
-            missing = len(self._domains) - len(shares)
+            missing = len(domains) - len(shares)
             if missing:
                 shares = np.concatenate([shares, np.zeros(missing, np.uint64)])
                 floats = None if floats is None else np.concatenate([floats, np.zeros(missing)])
-            self._plan.append(piece.start, piece.batch_size, shares, floats)
+            native.append((piece.start, piece.batch_size, shares, floats))
+        if self._journal is not None:
+            self._journal.append(decision)  # on disk before it is in force
+        self._domains = domains  # before the plan can answer with their numbers
+        self._plan.extend(added, native)
+        self._decisions.append(decision)
+        self._timeline.replace(new, domains, len(self._decisions) - 1)
+        self._num_shares += sum(len(piece.shares) for piece in new)
 
     def _check_size(self, more: int) -> None:
         total = self._num_shares + more
