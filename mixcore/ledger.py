@@ -1,6 +1,7 @@
 """The ledger: the append-only list of decisions that a run's mixture is a function of."""
 
 import json
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,10 @@ class Ledger:
         tokens_per_sample: Needed by schedules in tokens, and by reports.
         schedule: Weights known in advance (`piecewise`, `linear`, or their JSON form).
 
+    Attributes:
+        lock: Held while a decision is checked and applied. A loader holds it from reading the
+            ledger until what it read is marked as fetched, so that nothing changes in between.
+
     Raises:
         ValueError, TypeError: A bad argument, named with its value.
     """
@@ -86,6 +91,7 @@ class Ledger:
         if tokens_per_sample is not None:
             integer("tokens_per_sample", tokens_per_sample, 1, MAX_POSITION)
         self.tokens_per_sample = tokens_per_sample
+        self.lock = threading.RLock()
         self._domains: tuple[Domain, ...] = ()
         self._decisions: list[Decision] = []
         self._num_shares = 0
@@ -182,7 +188,9 @@ class Ledger:
 
     def mark_fetched(self, position: int) -> None:
         """Record that every position below `position` has been handed out (loaders call this)."""
-        self._fetched = max(self._fetched, integer("position", position, 0, MAX_POSITION))
+        position = integer("position", position, 0, MAX_POSITION)
+        with self.lock:
+            self._fetched = max(self._fetched, position)
 
     # Decisions --------------------------------------------------------------------------------
 
@@ -229,14 +237,17 @@ class Ledger:
             raise ArgumentError("append needs weights, batch_size or a schedule; all are None")
         if batch_size is not None:
             batch_size = integer("batch_size", batch_size, 1, MAX_BATCH)
-        added = check_domains(add, self._domains) if len(add) else ()
-        if added and weights is None:
-            raise ArgumentError(f"weights must be given with add={[d.name for d in added]}")
-        effective = self._effective(position)
-        decision = self._decide(
-            effective, weights, batch_size, added, schedule, bool(replace_future), reason, author
-        )
-        self._commit(decision)
+        replace = bool(replace_future)
+        with self.lock:
+            added = check_domains(add, self._domains) if len(add) else ()
+            if added and weights is None:
+                raise ArgumentError(f"weights must be given with add={[d.name for d in added]}")
+            effective = self._effective(position)
+            self._commit(
+                self._decide(
+                    effective, weights, batch_size, added, schedule, replace, reason, author
+                )
+            )
         return effective
 
     def _append_shares(
@@ -259,26 +270,27 @@ class Ledger:
             author: By whom, for people.
             replace_future: As in `append`.
         """
-        effective = self._effective(position)
-        known = len(self._domains)
+        position = integer("position", position, 0, MAX_POSITION - 1)
         if not isinstance(shares, np.ndarray) or shares.dtype != np.uint64:
             raise ArgumentTypeError(f"shares must be a uint64 array, got {shares!r}")
-        if shares.shape != (known,) or sum(shares.tolist()) != 1 << 62:
-            raise ArgumentError(
-                f"shares must be {known} integers that sum to 2^62, got {shares.tolist()}"
-            )
         if (floats is None) == (self.order == "megatron"):
             raise ArgumentError(f"floats do not fit order {self.order!r}, got {floats!r}")
-        decision = Decision(
-            effective,
-            shares,
-            floats,
-            replace_future=replace_future,
-            reason=text("reason", reason),
-            author=text("author", author),
-        )
-        self._commit(decision)
-        return effective
+        with self.lock:
+            known = len(self._domains)
+            if shares.shape != (known,) or sum(shares.tolist()) != 1 << 62:
+                raise ArgumentError(
+                    f"shares must be {known} integers that sum to 2^62, got {shares.tolist()}"
+                )
+            decision = Decision(
+                self._effective(position),
+                shares,
+                floats,
+                replace_future=replace_future,
+                reason=text("reason", reason),
+                author=text("author", author),
+            )
+            self._commit(decision)
+        return decision.position
 
     def _effective(self, position: int) -> int:
         """The batch boundary at or after position; refused where samples have been fetched."""
@@ -432,14 +444,16 @@ class Ledger:
         `<path>.incomplete` first. A file of another run is refused and stays as it is. A
         sequential order's checkpoints go to `<path>.checkpoints.npz`.
         """
-        Journal(path, self.header()).sync(self._decisions)
-        checkpoints.save(self, path)
+        with self.lock:
+            Journal(path, self.header()).sync(self._decisions)
+            checkpoints.save(self, path)
 
     def attach(self, path: str | Path) -> None:
         """Save, and from now on write each decision to the file before it is in force."""
         journal = Journal(path, self.header())
-        journal.sync(self._decisions)
-        self._journal = journal
+        with self.lock:
+            journal.sync(self._decisions)
+            self._journal = journal
 
     @classmethod
     def load(cls, path: str | Path, domains: Sequence[Domain] | None = None) -> "Ledger":
@@ -458,7 +472,7 @@ class Ledger:
 
     def to_bytes(self) -> bytes:
         """The ledger file's content, for checkpoints and other processes."""
-        return Journal.dumps(self.header(), self._decisions)
+        return Journal.dumps(self.header(), self.decisions)
 
     @classmethod
     def from_bytes(cls, data: bytes, domains: Sequence[Domain] | None = None) -> "Ledger":
@@ -466,7 +480,8 @@ class Ledger:
         return cls._rebuild(*Journal.loads(data, "these bytes"), domains, "these bytes")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _unpickle, (self.to_bytes(), self._fetched)
+        with self.lock:
+            return _unpickle, (self.to_bytes(), self._fetched)
 
     @classmethod
     def _rebuild(

@@ -28,16 +28,16 @@ class Piece:
 
 
 class _State(NamedTuple):
-    """The first `count` entries of lists whose later entries are not in force yet."""
+    """The first `num` entries of lists whose later entries are not in force yet."""
 
     pieces: list[Piece]
     starts: list[int]  # of the pieces, for searching
     steps: list[int]  # batches before each piece
-    count: int
+    num: int
 
-    def index(self, position: int) -> int:
+    def number(self, position: int) -> int:
         """Number of the piece in force at a position."""
-        return bisect_right(self.starts, position, 0, self.count) - 1
+        return bisect_right(self.starts, position, 0, self.num) - 1
 
 
 class Timeline:
@@ -57,37 +57,37 @@ class Timeline:
 
     def __iter__(self) -> Iterator[Piece]:
         s = self._state
-        return iter(s.pieces[: s.count])
+        return iter(s.pieces[: s.num])
 
     def __len__(self) -> int:
-        return self._state.count
+        return self._state.num
 
     def digest_at(self, position: int) -> str:
         """Digest of the pieces that begin before a position."""
         s = self._state
-        index = bisect_left(s.starts, position, 0, s.count)
+        index = bisect_left(s.starts, position, 0, s.num)
         return (s.pieces[index - 1].digest if index else self._root).hex()
 
     def at(self, position: int) -> Piece:
         """The piece in force at a position."""
         s = self._state
-        return s.pieces[s.index(position)]
+        return s.pieces[s.number(position)]
 
     def since(self, position: int) -> tuple[Piece, ...]:
         """The piece in force at a position and those after it."""
         s = self._state
-        return tuple(s.pieces[s.index(position) : s.count])
+        return tuple(s.pieces[s.number(position) : s.num])
 
     def first_after(self, position: int) -> int | None:
         """Start of the first piece after a position, if there is one."""
         s = self._state
-        index = s.index(position) + 1
-        return s.starts[index] if index < s.count else None
+        index = s.number(position) + 1
+        return s.starts[index] if index < s.num else None
 
     def position_of_step(self, step: int) -> int:
         """First position of the step-th batch (0-based)."""
         s = self._state
-        index = bisect_right(s.steps, step, 0, s.count) - 1
+        index = bisect_right(s.steps, step, 0, s.num) - 1
         piece = s.pieces[index]
         position = piece.start + (step - s.steps[index]) * piece.batch_size
         return integer("position of the step", position, 0, MAX_POSITION)
@@ -95,7 +95,7 @@ class Timeline:
     def step_of_position(self, position: int) -> int:
         """Number of the batch that holds a position."""
         s = self._state
-        index = s.index(position)
+        index = s.number(position)
         piece = s.pieces[index]
         return s.steps[index] + (position - piece.start) // piece.batch_size
 

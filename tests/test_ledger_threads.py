@@ -2,6 +2,7 @@
 
 import threading
 
+import numpy as np
 import pytest
 from conftest import make_ledger
 
@@ -79,3 +80,34 @@ def test_readers_see_the_old_ledger_or_the_new_one(order):
     for name in allowed:
         assert seen[name] <= allowed[name], name
     assert answers(ledger) == answers(twin)
+
+
+def test_what_is_handed_out_never_changes():
+    """One thread iterates, another decides at the first position that is still open."""
+    ledger = make_ledger(3, batch_size=8)
+    done, failures = threading.Event(), []
+
+    def decide():
+        rng = np.random.default_rng(0)
+        try:
+            while not done.is_set():
+                try:
+                    ledger.append(ledger.fetched, rng.random(3), batch_size=8)
+                except mixcore.LedgerError as e:
+                    assert "comes too late" in str(e)
+        except BaseException as e:
+            failures.append(e)
+
+    thread = threading.Thread(target=decide)
+    thread.start()
+    handed_out = []
+    for keys in mixcore.MixBatchSampler(ledger, 4, end=12_000):
+        handed_out += keys
+    done.set()
+    thread.join()
+    assert not failures
+    assert ledger.num_decisions > 50
+    assert [k.position for k in handed_out] == list(range(12_000))
+    p = mixcore.Sampler(ledger).picks(0, 12_000)
+    assert [k.domain for k in handed_out] == p.domain.tolist()
+    assert [k.draw for k in handed_out] == p.draw.tolist()
