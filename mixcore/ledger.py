@@ -97,7 +97,8 @@ class Ledger:
         self._num_shares = 0
         self._fetched = 0
         self._plan = _core.Plan(order, stream_key(seed, "order", order), on_cap)
-        self._journal: Journal | None = None
+        self._journal: Journal | None = None  # the attached one
+        self._journals: dict[Path, Journal] = {}
         root = {"seed": seed, "order": order, "on_cap": on_cap}
         self._timeline = Timeline(json.dumps(root, sort_keys=True))
 
@@ -445,15 +446,20 @@ class Ledger:
         sequential order's checkpoints go to `<path>.checkpoints.npz`.
         """
         with self.lock:
-            Journal(path, self.header()).sync(self._decisions)
+            self._synced(path)
             checkpoints.save(self, path)
 
     def attach(self, path: str | Path) -> None:
         """Save, and from now on write each decision to the file before it is in force."""
-        journal = Journal(path, self.header())
         with self.lock:
-            journal.sync(self._decisions)
-            self._journal = journal
+            self._journal = self._synced(path)
+
+    def _synced(self, path: str | Path) -> Journal:
+        """The journal of a path, brought up to date; kept, so that it need not read all again."""
+        new = Journal(path, self.header())
+        journal = self._journals.setdefault(new.path, new)
+        journal.sync(self._decisions)
+        return journal
 
     @classmethod
     def load(cls, path: str | Path, domains: Sequence[Domain] | None = None) -> "Ledger":
