@@ -1,10 +1,13 @@
 """Domains: the sources that a mixture draws from."""
 
 import hashlib
+import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
+
+import numpy as np
 
 from mixcore._checks import MAX_DOMAINS, MAX_POSITION, integer, text
 from mixcore.errors import ArgumentError, ArgumentTypeError
@@ -24,7 +27,8 @@ class Domain:
         size: Samples per epoch, 1 to 2^48; None for an open-ended source (epoch 0 for ever,
             sample = draw).
         max_epochs: Draw at most `floor(size * max_epochs)` samples in the whole run; None for no
-            cap. Fractions are allowed.
+            cap. Fractions are allowed, and mean what they show: 0.7 is 7/10, not the double below.
+        cap: That many, at most 2^48; None for no cap.
 
     Raises:
         ValueError, TypeError: A bad value, named in the message.
@@ -33,6 +37,7 @@ class Domain:
     name: str
     size: int | None
     max_epochs: float | None = None
+    cap: int | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not text("name", self.name):
@@ -43,21 +48,20 @@ class Domain:
         if self.max_epochs is None:
             return
         where = f"max_epochs of domain {self.name!r}"
-        if isinstance(self.max_epochs, bool) or not isinstance(self.max_epochs, (int, float)):
+        numbers = (int, float, np.integer, np.floating)
+        if isinstance(self.max_epochs, bool) or not isinstance(self.max_epochs, numbers):
             raise ArgumentTypeError(f"{where} must be a number or None, got {self.max_epochs!r}")
-        if not 0 < self.max_epochs < float("inf"):
+        if isinstance(self.max_epochs, (np.integer, np.floating)):
+            plain = int if isinstance(self.max_epochs, np.integer) else float
+            object.__setattr__(self, "max_epochs", plain(self.max_epochs))
+        if not 0 < self.max_epochs <= sys.float_info.max:
             raise ArgumentError(f"{where} must be finite and > 0, got {self.max_epochs}")
         if self.size is None:
             raise ArgumentError(f"{where} needs a size: an open-ended domain has no epochs")
-        if self.cap == 0:
+        cap = min(int(Fraction(repr(float(self.max_epochs))) * self.size), MAX_POSITION)
+        if cap == 0:
             raise ArgumentError(f"{where} leaves no sample to draw, got {self.max_epochs}")
-
-    @property
-    def cap(self) -> int | None:
-        """Most draws in the whole run, or None."""
-        if self.max_epochs is None or self.size is None:
-            return None
-        return min(int(Fraction(self.max_epochs) * self.size), MAX_POSITION)
+        object.__setattr__(self, "cap", cap)
 
     def key(self, seed: int) -> int:
         """The 64-bit key of this domain's permutations under a seed."""

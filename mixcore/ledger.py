@@ -89,17 +89,17 @@ class Ledger:
         self.order = choice("order", order, ORDERS)
         self.on_cap = choice("on_cap", on_cap, ON_CAP)
         if tokens_per_sample is not None:
-            integer("tokens_per_sample", tokens_per_sample, 1, MAX_POSITION)
+            tokens_per_sample = integer("tokens_per_sample", tokens_per_sample, 1, MAX_POSITION)
         self.tokens_per_sample = tokens_per_sample
         self.lock = threading.RLock()
         self._domains: tuple[Domain, ...] = ()
         self._decisions: list[Decision] = []
         self._num_shares = 0
         self._fetched = 0
-        self._plan = _core.Plan(order, stream_key(seed, "order", order), on_cap)
+        self._plan = _core.Plan(order, stream_key(self.seed, "order", order), on_cap)
         self._journal: Journal | None = None  # the attached one
         self._journals: dict[Path, Journal] = {}
-        root = {"seed": seed, "order": order, "on_cap": on_cap}
+        root = {"seed": self.seed, "order": order, "on_cap": on_cap}
         self._timeline = Timeline(json.dumps(root, sort_keys=True))
 
     # What there is -------------------------------------------------------------------------
@@ -147,7 +147,8 @@ class Ledger:
 
     def batch_at(self, position: int) -> tuple[int, int]:
         """The first position and the size of the batch that holds a position."""
-        piece = self.piece_at(position)
+        position = integer("position", position, 0, MAX_POSITION - 1)
+        piece = self._timeline.at(position)
         first = position - (position - piece.start) % piece.batch_size
         return first, piece.batch_size
 
@@ -396,10 +397,13 @@ class Ledger:
         written before anything changes. Threads that ask meanwhile see the old plan or the new one.
         """
         current = self._timeline.at(decision.position) if len(self._timeline) else None
-        new = []
+        new: list[Piece] = []
+        kept = self._num_shares
         for piece in pieces_of(decision, current):
+            if not new:
+                kept -= self._timeline.shares_from(piece.start)
             new.append(piece)
-            self._check_size(len(new) * len(piece.shares))  # before all of them are built
+            self._check_size(kept + len(new) * len(piece.shares))  # before all of them are built
         domains = self._domains + decision.add
         added = [
             (d.name, d.key(self.seed), d.size or 0, -1 if d.cap is None else d.cap)
@@ -419,10 +423,9 @@ class Ledger:
         self._plan.extend(added, native)
         self._decisions.append(decision)
         self._timeline.replace(new, domains, len(self._decisions) - 1)
-        self._num_shares += sum(len(piece.shares) for piece in new)
+        self._num_shares = kept + sum(len(piece.shares) for piece in new)
 
-    def _check_size(self, more: int) -> None:
-        total = self._num_shares + more
+    def _check_size(self, total: int) -> None:
         if total > MAX_SHARES:
             raise LedgerError(f"a ledger holds at most {MAX_SHARES} shares in all, got {total}")
 

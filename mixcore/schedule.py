@@ -46,22 +46,25 @@ class Schedule:
     def __post_init__(self) -> None:
         choice("schedule.kind", self.kind, KINDS)
         choice("schedule.unit", self.unit, UNITS)
-        integer("schedule.every", self.every, 1, MAX_BATCH)
+        every = integer("schedule.every", self.every, 1, MAX_BATCH)
+        object.__setattr__(self, "every", every)
         if not self.points:
             raise ArgumentError("schedule.points must not be empty")
-        last = -1
+        last, points = -1, []
         for i, p in enumerate(self.points):
             where = f"schedule.points[{i}]"
-            integer(f"{where}.at", p.at, 0, 1 << 62)
-            if p.at <= last:
-                raise ArgumentError(f"{where}.at must be greater than {last}, got {p.at}")
-            last = p.at
-            if p.batch_size is not None:
-                integer(f"{where}.batch_size", p.batch_size, 1, MAX_BATCH)
+            at, size = integer(f"{where}.at", p.at, 0, 1 << 62), p.batch_size
+            if at <= last:
+                raise ArgumentError(f"{where}.at must be greater than {last}, got {at}")
+            last = at
+            if size is not None:
+                size = integer(f"{where}.batch_size", size, 1, MAX_BATCH)
+            points.append(Point(at, p.weights, size))
             if p.weights is None and (p.batch_size is None or self.kind == "linear"):
                 raise ArgumentError(f"{where} needs weights")
             if p.batch_size is not None and self.kind == "linear":
                 raise ArgumentError(f"{where}.batch_size is for piecewise schedules only")
+        object.__setattr__(self, "points", tuple(points))
 
 
 def piecewise(points: Sequence[Any], *, unit: str = "positions") -> Schedule:

@@ -84,6 +84,12 @@ class Timeline:
         index = s.number(position) + 1
         return s.starts[index] if index < s.num else None
 
+    def shares_from(self, position: int) -> int:
+        """How many shares the pieces at or after a position hold."""
+        s = self._state
+        index = bisect_left(s.starts, position, 0, s.num)
+        return sum(len(p.shares) for p in s.pieces[index : s.num])
+
     def position_of_step(self, step: int) -> int:
         """First position of the step-th batch (0-based)."""
         s = self._state
@@ -153,9 +159,9 @@ def pieces_of(decision: Decision, current: Piece | None) -> Iterator[Piece]:
 
 
 def _chain(before: Piece | None, root: bytes, piece: Piece, domains: Sequence[Domain]) -> bytes:
-    """Digest of a piece on top of all before it: integers, names, sizes; no reasons."""
+    """Digest of a piece on top of all before it: integers, names, sizes, caps; no reasons."""
     known = len(before.shares) if before else 0
-    new = [d.to_json() for d in domains[known : len(piece.shares)]]
+    new = [[d.name, d.size, d.cap] for d in domains[known : len(piece.shares)]]
     message = hashlib.sha256(before.digest if before else root)
     message.update(f"{piece.start},{piece.batch_size},{len(piece.shares)};".encode())
     message.update(json.dumps(new).encode())

@@ -88,6 +88,14 @@ def test_digest_covers_what_decides_and_nothing_else():
     assert len(digests) == len(others) + 1
 
 
+def test_digest_covers_caps_as_they_are_kept():
+    def digest(epochs):
+        return mixcore.Ledger([mixcore.Domain("a", 10, epochs)], [1], batch_size=8).digest
+
+    assert digest(4) == digest(4.0) == digest(4.04)  # 40 samples
+    assert len({digest(None), digest(4), digest(4.1)}) == 3
+
+
 def test_digest_covers_domains_whose_decision_was_replaced():
     digests = set()
     for size in (5, 6):
@@ -190,6 +198,43 @@ def test_too_many_shares(monkeypatch):
     with pytest.raises(mixcore.LedgerError, match="at most 12 shares in all, got 16"):
         ledger.append(240, [1, 1, 1, 1])
     assert state(ledger) == before
+
+
+def test_shares_that_were_replaced_do_not_count(monkeypatch):
+    monkeypatch.setattr("mixcore.ledger.MAX_SHARES", 8)
+    ledger = make_ledger(2, batch_size=8)
+    for i in range(10):
+        ledger.append(80, [1, 1 + i])
+        ledger.append(40, [1, 1], schedule=[(160, [1, i])], replace_future=True)
+        ledger.append(80, [1, 2], replace_future=True)
+    ledger.append(88, [1, 1])
+    with pytest.raises(mixcore.LedgerError, match="at most 8 shares in all, got 10"):
+        ledger.append(96, [1, 1])
+
+
+def test_integers_of_numpy_are_stored_as_integers(tmp_path):
+    i = np.int64
+    plain, numpy = (
+        mixcore.Ledger(
+            [mixcore.Domain("a", kind(100), max_epochs=kind(90)), mixcore.Domain("b", kind(50))],
+            [1, 1],
+            batch_size=kind(8),
+            seed=kind(3),
+            tokens_per_sample=kind(4),
+        )
+        for kind in (int, i)
+    )
+    linear = mixcore.linear([(i(160), [1, 2]), (i(320), [2, 1])], every=i(5))
+    steps = mixcore.piecewise([(i(1_600), [1, 1], i(16))], unit="tokens")
+    for ledger in (plain, numpy):
+        ledger.append(i(80), batch_size=i(16), schedule=linear)
+        ledger.append(i(400), schedule=steps)
+        ledger._append_shares(i(480), ledger.pieces[0].shares)
+        assert type(ledger.batch_at(i(90))[0]) is int
+    assert numpy.to_bytes() == plain.to_bytes()
+    assert numpy.digest == plain.digest
+    numpy.save(tmp_path / "ledger.json")
+    assert mixcore.Ledger.load(tmp_path / "ledger.json").digest == plain.digest
 
 
 def test_native_plan_agrees_with_the_twin_through_the_ledger():
