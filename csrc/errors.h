@@ -1,5 +1,6 @@
 // Exceptions for people: the binding turns each into the Python class of the same name
-// (mixcore/errors.py). Below the binding nothing else is thrown on purpose.
+// (mixcore/errors.py). Below the binding only std::logic_error is thrown besides, for a fault of
+// this library itself; what the standard library throws (std::bad_alloc) passes through.
 #pragma once
 
 #include <stdexcept>

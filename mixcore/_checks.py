@@ -2,7 +2,7 @@
 
 import math
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 import numpy as np
@@ -93,7 +93,7 @@ def weights(
         if value.dtype.kind not in "fiu":
             raise ArgumentTypeError(f"{name} must be numbers, got dtype {value.dtype}")
         entries = value.tolist()
-    elif isinstance(value, (str, bytes)) or not hasattr(value, "__iter__"):
+    elif isinstance(value, (str, bytes, Set)) or not hasattr(value, "__iter__"):  # sets: no order
         raise ArgumentTypeError(
             f"{name} must be a sequence or a mapping, got {value!r} ({type(value).__name__})"
         )

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from mixcore._checks import MAX_BATCH, MAX_POSITION, integer
 from mixcore.errors import ArgumentError, ArgumentTypeError, CapError, LedgerError
-from mixcore.ledger import Ledger
+from mixcore.ledger import Ledger, nothing_left
 from mixcore.sampler import Sampler
 
 FORMAT = "mixcore.batches/1"
@@ -205,8 +205,7 @@ class MixBatchSampler:
         if end is not None and end[0] < first + size:
             if self.ledger.on_cap == "error":
                 raise CapError(
-                    f"the run ends at position {end[0]}: domain {end[1]!r} has nothing left "
-                    f"(on_cap='error')"
+                    f"the run ends at position {end[0]}: {nothing_left(end[1])} (on_cap='error')"
                 )
             return None
         self.ledger.mark_fetched(first + size)

@@ -16,7 +16,7 @@ from mixcore.schedule import KINDS, ResolvedSchedule, Step
 _TAIL = len(',"hash":""}') + 64
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Decision:
     """What was decided: from `position` on, by whom, why.
 
@@ -140,7 +140,7 @@ def unseal(line: bytes, previous: str) -> tuple[dict[str, Any], str]:
     try:
         whole = line.decode()
         body = json.loads(whole)
-    except ValueError as e:
+    except (ValueError, RecursionError) as e:
         raise LedgerError(f"it is not JSON ({e})") from None
     if not isinstance(body, dict) or not isinstance(body.get("hash"), str):
         raise LedgerError("it has no hash")

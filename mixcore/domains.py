@@ -81,19 +81,21 @@ def stream_key(seed: int, kind: str, name: str = "") -> int:
     return int.from_bytes(hashlib.blake2b(message, digest_size=8).digest(), "little")
 
 
-def check_domains(domains: object, known: Sequence[Domain] = ()) -> tuple[Domain, ...]:
+def check_domains(
+    domains: object, known: Sequence[Domain] = (), argument: str = "domains"
+) -> tuple[Domain, ...]:
     """Return domains as a tuple; refuse what is no Domain, duplicates, and too many of them."""
-    if isinstance(domains, Domain) or not isinstance(domains, Sequence):
-        raise ArgumentTypeError(f"domains must be a sequence of Domain, got {domains!r}")
+    if not isinstance(domains, Sequence) or isinstance(domains, (str, bytes)):
+        raise ArgumentTypeError(f"{argument} must be a sequence of Domain, got {domains!r}")
     names = {d.name for d in known}
     for d in domains:
         if not isinstance(d, Domain):
-            raise ArgumentTypeError(f"domains must be a sequence of Domain, found {d!r}")
+            raise ArgumentTypeError(f"{argument} must be a sequence of Domain, found {d!r}")
         if d.name in names:
-            raise ArgumentError(f"domains has the name {d.name!r} twice")
+            raise ArgumentError(f"{argument} has the name {d.name!r} twice")
         names.add(d.name)
     if not names:
-        raise ArgumentError("domains must not be empty")
+        raise ArgumentError(f"{argument} must not be empty")
     if len(names) > MAX_DOMAINS:
         raise ArgumentError(f"domains must be at most {MAX_DOMAINS}, got {len(names)}")
     return tuple(domains)

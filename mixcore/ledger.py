@@ -165,8 +165,11 @@ class Ledger:
         return segment_at(self, position)
 
     def end(self, horizon: int = MAX_POSITION) -> tuple[int, str] | None:
-        """Where the run must end at or before `horizon`: (position, domain to blame), or None."""
-        found = self._plan.find_end(horizon)
+        """Where the run must end at or before `horizon`: (position, domain to blame), or None.
+
+        The domain is "" where all domains with a positive weight are used up together.
+        """
+        found = self._plan.find_end(integer("horizon", horizon, 0, MAX_POSITION))
         if found is None:
             return None
         position, index = found
@@ -174,7 +177,8 @@ class Ledger:
 
     def cap_events(self, horizon: int) -> list[tuple[int, str]]:
         """Caps reached at or before `horizon`: (first position without the domain, its name)."""
-        return [(p, self._domains[d].name) for p, d in self._plan.cap_events(horizon)]
+        events = self._plan.cap_events(integer("horizon", horizon, 0, MAX_POSITION))
+        return [(p, self._domains[d].name) for p, d in events]
 
     @property
     def memory_bytes(self) -> int:
@@ -241,7 +245,8 @@ class Ledger:
             batch_size = integer("batch_size", batch_size, 1, MAX_BATCH)
         replace = bool(replace_future)
         with self.lock:
-            added = check_domains(add, self._domains) if len(add) else ()
+            nothing = isinstance(add, (tuple, list)) and not add
+            added = () if nothing else check_domains(add, self._domains, "add")
             if added and weights is None:
                 raise ArgumentError(f"weights must be given with add={[d.name for d in added]}")
             effective = self._effective(position)
@@ -313,7 +318,7 @@ class Ledger:
         if end is not None and end[0] < decision.position:
             raise LedgerError(
                 f"position {decision.position} is beyond the end of the run at {end[0]}: "
-                f"domain {end[1]!r} has nothing left"
+                f"{nothing_left(end[1])}"
             )
         self._check_caps(decision)
         self._apply(decision)
@@ -486,6 +491,8 @@ class Ledger:
     @classmethod
     def from_bytes(cls, data: bytes, domains: Sequence[Domain] | None = None) -> "Ledger":
         """The ledger whose `to_bytes` this is."""
+        if not isinstance(data, bytes):
+            raise ArgumentTypeError(f"data must be bytes, got {data!r} ({type(data).__name__})")
         return cls._rebuild(*Journal.loads(data, "these bytes"), domains, "these bytes")
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -516,6 +523,13 @@ class Ledger:
         if domains is not None:
             check_same_domains(ledger.domains, domains, where)
         return ledger
+
+
+def nothing_left(domain: str) -> str:
+    """Why a run ends, in words, from the domain that `Ledger.end` blames."""
+    if domain:
+        return f"domain {domain!r} has nothing left"
+    return "every domain with a positive weight is used up"
 
 
 def _unpickle(data: bytes, fetched: int) -> Ledger:

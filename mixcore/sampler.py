@@ -76,7 +76,7 @@ class Sampler:
         start = integer("start", start, 0, MAX_POSITION)
         count = integer("count", count, 0, MAX_POSITION - start)
         if threads is None:
-            threads = len(os.sched_getaffinity(0))
+            threads = min(len(os.sched_getaffinity(0)), 1024)
         threads = integer("threads", threads, 1, 1024)
         return Picks(*self.ledger._plan.picks(start, count, threads, _mask(fields)))
 

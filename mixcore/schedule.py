@@ -91,6 +91,8 @@ def linear(points: Sequence[Any], *, every: int = 100, unit: str = "positions") 
 
 
 def _points(points: Sequence[Any]) -> tuple[Point, ...]:
+    if isinstance(points, str) or not isinstance(points, Sequence):
+        raise ArgumentTypeError(f"schedule.points must be a list, got {points!r}")
     made = []
     for i, p in enumerate(points):
         if isinstance(p, Point):
@@ -118,19 +120,17 @@ def schedule_from(value: object) -> Schedule:
         unknown = set(value) - {"kind", "points", "unit", "every"}
         if unknown:
             raise ArgumentError(
-                f"schedule has unknown keys {sorted(unknown)}; known: kind, points, unit, every"
+                f"schedule has unknown keys {sorted(unknown, key=repr)}; "
+                "known: kind, points, unit, every"
             )
         rest = {k: value[k] for k in ("unit", "every") if k in value}
-        points = value.get("points", ())
-        if isinstance(points, (str, Mapping)) or not isinstance(points, Sequence):
-            raise ArgumentTypeError(f"schedule.points must be a list, got {points!r}")
-        return Schedule(value.get("kind", "piecewise"), _points(points), **rest)
+        return Schedule(value.get("kind", "piecewise"), _points(value.get("points", ())), **rest)
     if isinstance(value, Sequence) and not isinstance(value, str):
         return piecewise(value)
     raise ArgumentTypeError(f"schedule must be a Schedule, a mapping or a list, got {value!r}")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Step:
     """One point of a schedule that a ledger has resolved: position, shares, batch size."""
 
@@ -140,7 +140,7 @@ class Step:
     batch_size: int | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ResolvedSchedule:
     """A schedule in integers: what a ledger stores. Floats are kept for order megatron alone."""
 

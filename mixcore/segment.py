@@ -26,8 +26,9 @@ class Segment:
         end: First position after it, or None for an open end.
         batch_size: Samples a step.
         kind: "piece" (as decided), "cap" (the one batch that draws exactly what capped domains have
-            left), "redistributed" (as decided, without the domains that are used up). The
-            sequential orders know only "piece": they pass over a used-up domain draw by draw.
+            left), "settle" (one batch that pays debts of more than one sample), "redistributed" (as
+            decided, without the domains that are used up). The sequential orders know only "piece":
+            they pass over a used-up domain draw by draw.
         shares: uint64, one per domain known there; sum 2^62.
         base: int64, draws of each domain before `start`.
         bound: Samples by which a count can be off its ideal while these shares stay, from the
