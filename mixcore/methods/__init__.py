@@ -17,8 +17,22 @@ M = TypeVar("M", bound=type[Method])
 _METHODS: dict[str, str | type[Method]] = {
     # static rules
     "proportional": "mixcore.methods.proportional",
+    "uniform": "mixcore.methods.uniform",
+    "temperature": "mixcore.methods.temperature",
+    "unimax": "mixcore.methods.unimax",
+    "epochs": "mixcore.methods.epochs",
+    "importance": "mixcore.methods.importance",
     # dynamic, adaptive
+    "odm": "mixcore.methods.odm",
+    "ado": "mixcore.methods.ado",
+    "aioli": "mixcore.methods.aioli",
+    "skillit": "mixcore.methods.skillit",
+    "toremi": "mixcore.methods.toremi",
+    "loss_proportional": "mixcore.methods.loss_proportional",
+    "doremi": "mixcore.methods.doremi",
     # dynamic, guided by losses from outside the run
+    "sheared": "mixcore.methods.sheared",
+    "velocitune": "mixcore.methods.velocitune",
     # dynamic, guided by gradients
     # by people and programs
     "external": "mixcore.methods.external",
