@@ -16,7 +16,7 @@ from history import History, read
 from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter
 from numpy.typing import NDArray
-from proof import achieved, planned
+from proof import achieved, planned, word
 
 # Eight colours that stay apart for colour-blind eyes (Okabe & Ito 2008; a grey for its black,
 # the yellow darkened for white paper).
@@ -40,8 +40,10 @@ def draw(history: History, path: Path) -> None:
         mark_events(axis, history, with_text=axis is axes[0])
     axes[2].set_xlabel("optimizer step")
     axes[2].set_xlim(0, steps)
+    steered = f"steered by {history.method}: " if history.method else ""
     figure.suptitle(
-        f"{len(history.names)} domains, {steps:,} steps of {history.start['batch_size']} samples,"
+        f"{steered}{len(history.names)} domains, {steps:,} steps of"
+        f" {history.start['batch_size']} samples,"
         f" {len(history.attempts)} attempts (grey: lost with a kill and trained again)",
         x=0.07,
         ha="left",
@@ -65,7 +67,9 @@ def panel_shares(axis: Axes, history: History, steps: int) -> None:
         axis.plot(middle, share[:, d], MARKERS[d % 8], color=colour, ms=8, mec="white", mew=0.8)
     axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axis.set_ylim(0, max(plan.max(), share.max()) * 1.12)
-    heading(axis, f"planned weights (lines), achieved shares (markers: {window} steps each)")
+    heading(
+        axis, f"{word(history)} weights (lines), achieved shares (markers: {window} steps each)"
+    )
     label_ends(axis, history, plan[-1])
 
 
@@ -110,11 +114,35 @@ def mark_events(axis: Axes, history: History, with_text: bool) -> None:
             text += f"resumed from step {after.first_step} ({ranks(after.world)}) "
             axis.text(after.first_step - 2, top, text, ha="right", va="top", fontsize=11)
             lines += 2
+    if history.method:
+        if with_text:
+            rug(axis, history)
+        return
     for decision in history.decisions:
         axis.axvline(decision["at"] / batch, color="0.25", lw=1.2, ls=(0, (4, 3)))
         if with_text:
             axis.text(decision["at"] / batch, top, " live change", ha="left", va="top", fontsize=11)
     axis.set_ylim(top=top)
+
+
+def rug(axis: Axes, history: History) -> None:
+    """Mark where decisions took effect, and those that were lost with a kill and made anew."""
+    batch = int(history.start["batch_size"])
+    place = axis.get_xaxis_transform()
+    lost = [
+        line["at"] / batch
+        for before, after in zip(history.attempts, history.attempts[1:], strict=False)
+        for line in before.decisions
+        if line["step"] > after.first_step
+    ]
+    for steps, low, high, colour in (
+        ([line["at"] / batch for line in history.decisions], 0.0, 0.035, "0.15"),
+        (lost, 0.045, 0.08, "#C1272D"),
+    ):
+        axis.vlines(steps, low, high, transform=place, color=colour, lw=1.1, clip_on=False)
+    text = "ticks: a decision takes effect"
+    text += " (red: it was lost with the kill, and made anew)" * bool(lost)
+    axis.text(1.0, 1.012, text, transform=axis.transAxes, ha="right", va="bottom", fontsize=11)
 
 
 def ranks(world: int) -> str:
