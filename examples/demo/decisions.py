@@ -135,10 +135,8 @@ def recorded(history: History, path: Path) -> Check:
         for line in later
     ]
     mine = facts(history.record)
-    weights = [share / WHOLE for share in first["shares"]]
-    off = max(abs(w - p) for w, p in zip(weights, history.start["anchors"][0][1], strict=True))
-    if off > 1e-12:
-        return Check(name, False, "it begins with other weights than the plan")
+    if begins(first) != begins_in_log(history):
+        return Check(name, False, "it begins with other domains or weights than the log")
     if theirs != mine:
         both = zip(mine, theirs, strict=False)
         odd = next((i for i, (m, t) in enumerate(both) if m != t), min(len(mine), len(theirs)))
@@ -146,6 +144,18 @@ def recorded(history: History, path: Path) -> Check:
             name, False, f"{len(theirs)} decisions there, {len(mine)} in the log: see no. {odd + 1}"
         )
     return Check(name, True, f"{len(mine)} decisions after the start, chain of hashes unbroken")
+
+
+def begins(first: dict[str, Any]) -> list[tuple[str, int, float]]:
+    """Return each domain's name, size and rounded weight in a ledger's first decision."""
+    pairs = zip(first["add"], first["shares"], strict=True)
+    return [(domain["name"], domain["size"], round(share / WHOLE, 9)) for domain, share in pairs]
+
+
+def begins_in_log(history: History) -> list[tuple[str, int, float]]:
+    """Return the same as the trainer logged it."""
+    weights = [round(weight, 9) for weight in history.start["anchors"][0][1]]
+    return list(zip(history.names, history.sizes, weights, strict=True))
 
 
 def read_ledger(path: Path) -> list[dict[str, Any]]:

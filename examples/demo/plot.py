@@ -22,6 +22,7 @@ from proof import achieved, planned, word
 # the yellow darkened for white paper).
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#6E6E6E", "#B5A800")
 WINDOWS = 30  # of the achieved shares and of the moving average, over the whole run
+STRIP = 0.13  # of the panel of shares, below zero, for the ticks of a method's decisions
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
 
 
@@ -65,8 +66,9 @@ def panel_shares(axis: Axes, history: History, steps: int) -> None:
     for d, colour in enumerate(colours(history)):
         axis.step(np.arange(steps), plan[:, d], where="post", color=colour, lw=1.4)
         axis.plot(middle, share[:, d], MARKERS[d % 8], color=colour, ms=8, mec="white", mew=0.8)
-    axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    axis.set_ylim(0, max(plan.max(), share.max()) * 1.12)
+    axis.yaxis.set_major_formatter(PercentFormatter(1.0))
+    top = max(plan.max(), share.max()) * 1.12
+    axis.set_ylim(-STRIP * top if history.method else 0, top)
     heading(
         axis, f"{word(history)} weights (lines), achieved shares (markers: {window} steps each)"
     )
@@ -128,21 +130,21 @@ def mark_events(axis: Axes, history: History, with_text: bool) -> None:
 def rug(axis: Axes, history: History) -> None:
     """Mark where decisions took effect, and those that were lost with a kill and made anew."""
     batch = int(history.start["batch_size"])
-    place = axis.get_xaxis_transform()
+    low = axis.get_ylim()[0]
+    axis.axhline(0, color="0.75", lw=0.8)
+    axis.set_yticks([tick for tick in axis.get_yticks() if 0 <= tick <= axis.get_ylim()[1]])
     lost = [
         line["at"] / batch
         for before, after in zip(history.attempts, history.attempts[1:], strict=False)
         for line in before.decisions
         if line["step"] > after.first_step
     ]
-    for steps, low, high, colour in (
-        ([line["at"] / batch for line in history.decisions], 0.0, 0.035, "0.15"),
-        (lost, 0.045, 0.08, "#C1272D"),
-    ):
-        axis.vlines(steps, low, high, transform=place, color=colour, lw=1.1, clip_on=False)
+    valid = [line["at"] / batch for line in history.decisions]
+    axis.vlines(valid, low, low * 0.6, color="0.15", lw=1.1)
+    axis.vlines(lost, low * 0.55, low * 0.15, color="#C1272D", lw=1.1)
     text = "ticks: a decision takes effect"
-    text += " (red: it was lost with the kill, and made anew)" * bool(lost)
-    axis.text(1.0, 1.012, text, transform=axis.transAxes, ha="right", va="bottom", fontsize=11)
+    text += " (red: lost with the kill, then made anew)" * bool(lost)
+    axis.text(int(history.start["steps"]), low * 0.35, text, ha="right", va="center", fontsize=11)
 
 
 def ranks(world: int) -> str:
