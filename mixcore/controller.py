@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,12 +12,16 @@ from mixcore.accumulate import COLUMNS, Accumulator, Window, table_from_plain
 from mixcore.decider import OBSERVED, Decider
 from mixcore.decision_log import DecisionLog
 from mixcore.errors import ArgumentError, ArgumentTypeError, LedgerError
-from mixcore.guards import Guard
+from mixcore.guards import Guard, guards_from
 from mixcore.ledger import Ledger
+from mixcore.methods import method as build
 from mixcore.methods.base import Method
 from mixcore.ranks import Broadcast, Ranks, Reduce
 from mixcore.resume import drop_later
 from mixcore.signals import ARRAYS, HOW
+
+if TYPE_CHECKING:
+    from mixcore.config import Config
 
 Ints = npt.NDArray[np.int64]
 
@@ -121,7 +125,40 @@ class Controller:
         self._position: int | None = None  # consumed at the last call of step
         self._step = 0
         self._since = 0  # position at the last update
+        self._met = False  # the other ranks
         self._check()
+
+    @classmethod
+    def from_config(
+        cls, config: "Config", ledger: Ledger, *, method: Method | None = None, **options: Any
+    ) -> "Controller":
+        """The controller that a `mix.yaml` asks for.
+
+        Example:
+            >>> config = load_config("mix.yaml")
+            >>> controller = Controller.from_config(config, ledger, num_workers=2)
+
+        Args:
+            config: Says method, update_every, lag_steps, guards and train_samples.
+            ledger: This rank's.
+            method: Instead of building the one that the configuration names.
+            options: As those of Controller; they take precedence.
+
+        Raises:
+            ValueError, TypeError: There is no method, or it does not fit.
+        """
+        if config.method is None:
+            raise ArgumentError(f"{config.file} has no method: there is nothing to control")
+        wanted = config.method
+        if method is None:
+            method = build(wanted.name, domains=ledger.domains, **wanted.options)
+        given = {
+            "update_every": wanted.update_every,
+            "lag_steps": wanted.lag_steps,
+            "guards": guards_from(config.guards),
+            "train_samples": config.train_samples,
+        }
+        return cls(ledger, method, **(given | options))
 
     def _check(self) -> None:
         """Find at construction what would otherwise fail at the first update."""
@@ -208,39 +245,56 @@ class Controller:
     # An update --------------------------------------------------------------------------------
 
     def _update(self, position: int) -> int | None:
-        failure: Exception | None = None
-        table = np.zeros((len(self.ledger.domains), len(COLUMNS)), np.int64)
         supplied: dict[str, Any] = {}
-        try:
+
+        def measure() -> Ints:
             self._check_domains()
-            table = self._sums.table()
-            supplied = {name: function() for name, function in self._supply.items()}
-        except Exception as e:  # the others must not wait for this rank for ever
-            failure = e
-        table, fetched = self._exchange(failure, table)
+            supplied.update({name: function() for name, function in self._supply.items()})
+            return self._sums.table()
+
+        table, fetched = self._gather(measure)
         effective = position
         for _ in range(self.lag_steps):
             effective += self.ledger.batch_at(effective)[1]
         self._check_lag(position, effective, fetched)
         window = Window(table)
-        answer = self._ranks.from_rank_0(
-            self._step,
-            lambda: self._decider.decide(
+        record: dict[str, Any] = {}  # stays on rank 0
+
+        def ask() -> dict[str, Any]:
+            answer = self._decider.decide(
                 self._step, self._since, position, effective, window, supplied
-            ),
-        )
+            )
+            record.update(answer.pop("record"))
+            return answer
+
+        answer = self._ranks.from_rank_0(self._step, ask)
         made = answer["shares"] is not None
+        failure: Exception | None = None
         try:
             if made:
                 self._append(effective, answer)
             if self._log is not None:
-                self._log.write(answer["record"] | {"digest": self.ledger.digest})
+                self._log.write(record | {"digest": self.ledger.digest})
         except Exception as e:
             failure = e
         self._exchange(failure, table[:0])
         self._sums.clear()
         self._since = position
         return effective if made else None
+
+    def _gather(self, measure: Callable[[], Ints]) -> tuple[Ints, list[int]]:
+        """The sum of all ranks' tables, and what each has fetched."""
+        # Of one size, whatever the ledger says: ranks that differ must still understand each other.
+        table = np.zeros((self._sums.num_domains, len(COLUMNS)), np.int64)
+        if not self._met:
+            self._exchange(None, table[:0])
+            self._met = True
+        failure: Exception | None = None
+        try:
+            table = measure()
+        except Exception as e:  # the others must not wait for this rank for ever
+            failure = e
+        return self._exchange(failure, table)
 
     def _exchange(self, failure: Exception | None, table: Ints) -> tuple[Ints, list[int]]:
         return self._ranks.exchange(self._step, self.ledger, failure, table)
@@ -279,13 +333,7 @@ class Controller:
         of them may be saved. Changes decided but not yet in force are in the ledger, which is saved
         by itself (`Ledger.save`, `attach` or `to_bytes`); here is its digest.
         """
-        failure: Exception | None = None
-        table = np.zeros((len(self.ledger.domains), len(COLUMNS)), np.int64)
-        try:
-            table = self._sums.table()
-        except ArgumentError as e:
-            failure = e
-        table, _ = self._exchange(failure, table)
+        table, _ = self._gather(self._sums.table)
         method = self._ranks.from_rank_0(self._step, self.method.state_dict)
         return {
             "format": FORMAT,
@@ -302,9 +350,9 @@ class Controller:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a state; the number of ranks may be another.
 
-        The ledger must be the one of that moment. If it is a later one of the same run (its file
-        went on until the crash), what was decided after that moment is dropped, on the record:
-        it is decided anew.
+        The ledger must be the one of that moment, or a later one of the same run (its file went on
+        until the crash): what was decided after that moment is then dropped, on the record, and
+        decided anew. All ranks must have loaded the same. Call this before a loader fetches.
 
         Raises:
             ValueError, TypeError: It is no such state, or of another method, update_every or

@@ -8,11 +8,11 @@ import numpy.typing as npt
 
 from mixcore import _core
 from mixcore.accumulate import Window
-from mixcore.decision_log import plain, reason
+from mixcore.decision_log import reason
 from mixcore.errors import ArgumentError, ArgumentTypeError
 from mixcore.guards import Guard, Moment
 from mixcore.ledger import Ledger
-from mixcore.methods.base import Method
+from mixcore.methods.base import Method, normalise
 from mixcore.sampler import Sampler
 from mixcore.schedule import megatron_normalise
 from mixcore.signals import HOW, Signals
@@ -72,8 +72,8 @@ class Decider:
             supplied: Signals from elsewhere.
 
         Returns:
-            Plain values: `shares` (None: nothing changes), `floats` (order megatron: in hex),
-            `reason`, `author`, and `record`, the line for the log.
+            `shares` (None: nothing changes), `floats` (order megatron: in hex), `reason`, `author`:
+            plain values; and `record`, for the log.
 
         Raises:
             ValueError, TypeError: The method lacks something, or a guard does.
@@ -111,9 +111,16 @@ class Decider:
         past = self.train_samples is not None and effective >= self.train_samples
         if method.silent or past or (end is not None and end[0] <= effective):
             why = "the method has nothing to say" if method.silent else "the run ends before"
-            return _plain(nothing | {"record": record | {"decided": False, "why": why}})
+            return nothing | {"record": record | {"decided": False, "why": why}}
         moment = self._moment(step, effective)
         weights, moved = self._guarded(proposed, moment)
+        spent = self._used_up(moment)
+        if not (weights[~spent] > 0).any():
+            why = "all domains that it asks for are used up"
+            return nothing | {"record": record | {"decided": False, "why": why}}
+        if weights[spent].any():
+            weights = normalise(np.where(spent, 0.0, weights))
+            moved["used up"] = weights
         author, why = method.why()
         names = [d.name for d in self.ledger.domains]
         text = reason(method.name, step, names, moment.weights, weights, signals.loss)
@@ -129,13 +136,18 @@ class Decider:
             "reason": why,
         }
         if not changed:
-            return _plain(nothing | {"record": record})
+            return nothing | {"record": record}
         floats = None
         if self.ledger.order == "megatron":  # this order decides by floats: send their very bits
             floats = [x.hex() for x in megatron_normalise(weights).tolist()]
         text = "; ".join(t for t in (why, text, *moment.notes) if t)
-        answer = {"shares": shares, "floats": floats, "reason": text, "record": record}
-        return _plain(answer | {"author": author or self.author})
+        return {
+            "shares": shares.tolist(),
+            "floats": floats,
+            "reason": text,
+            "author": author or self.author,
+            "record": record,
+        }
 
     def _moment(self, step: int, effective: int) -> Moment:
         left = None if self.train_samples is None else max(self.train_samples - effective, 0)
@@ -148,6 +160,12 @@ class Decider:
             drawn=self._sampler.counts(effective),
             remaining=left,
         )
+
+    def _used_up(self, moment: Moment) -> npt.NDArray[np.bool_]:
+        """Which domains have reached max_epochs where the decision takes effect."""
+        caps = [np.inf if d.cap is None else d.cap for d in moment.domains]
+        spent: npt.NDArray[np.bool_] = moment.drawn >= np.array(caps)
+        return spent
 
     def _weights_at(self, position: int) -> Floats:
         """Weights in force there; 0 for domains that were not known there."""
@@ -163,8 +181,3 @@ class Decider:
                 moved[getattr(guard, "__name__", type(guard).__name__)] = after
             weights = after
         return weights, moved
-
-
-def _plain(answer: dict[str, Any]) -> dict[str, Any]:
-    made: dict[str, Any] = plain(answer)
-    return made

@@ -37,6 +37,8 @@ class DecisionLog:
 def plain(value: Any) -> Any:
     """Value in JSON's types; NaN and infinities become None."""
     if isinstance(value, np.ndarray):
+        if value.dtype.kind != "f" or bool(np.isfinite(value).all()):
+            return value.tolist()
         return plain(value.tolist())
     if isinstance(value, Mapping):
         return {k: plain(v) for k, v in value.items()}

@@ -254,10 +254,10 @@ def guards_from(config: "GuardConfig") -> tuple[Guard, ...]:
         >>> Controller(ledger, method, guards=guards_from(load_config("mix.yaml").guards))
     """
     made: list[Guard] = []
-    if config.floor:
+    if config.floor is not None:
         made.append(Floor(config.floor))
-    if config.max_change:
+    if config.max_change is not None:
         made.append(MaxChange(config.max_change))
-    if config.repeat_cap:
+    if config.repeat_cap is not None:
         made.append(RepeatCap(config.repeat_cap))
     return tuple(made)

@@ -16,6 +16,7 @@ ADO_FAST = {
     "smooth_order": 1,
     "starts": 1,
     "maxiter": 20,
+    "grid": ((-1.0, 3.0), (0.5, 1.0), (0.1, 0.5)),
 }
 AIOLI_FAST = {"lp_steps": 1, "update_steps": 10**6, "one_hot_factor": 0.7}
 

@@ -180,6 +180,8 @@ def test_guards_of_a_configuration():
     assert guards.guards_from(Guards()) == ()
     made = guards.guards_from(Guards(floor=0.01, max_change=0.5, repeat_cap=4))
     assert made == (Floor(0.01), MaxChange(0.5), RepeatCap(4))
+    with pytest.raises(ValueError, match=r"max_change must be in \(0"):
+        guards.guards_from(Guards(max_change=0.0))
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from loss_methods import DYNAMIC, IDS, build, signals, stream
+from loss_methods import DYNAMIC, IDS, build, domains, signals, stream
 
 import mixcore
+from mixcore.signals import ARRAYS
 
 every = pytest.mark.parametrize(("name", "options"), DYNAMIC, ids=IDS)
 
@@ -19,12 +20,6 @@ def assert_weights(weights, num):
     assert np.isfinite(weights).all()
     assert (weights >= 0).all()
     assert weights.sum() == pytest.approx(1, abs=1e-9)
-
-
-def test_every_adaptive_loss_method_is_here():
-    tested = {name for name, _ in DYNAMIC}
-    read = {"loss_sum", "val_loss", "excess_loss"}
-    assert tested == {n for n, i in mixcore.methods().items() if read & set(i.needs)}
 
 
 @every
@@ -143,23 +138,25 @@ def test_weights_are_weights(name, options, data):
 
 
 @every
-def test_order_of_the_ranks_does_not_matter(name, options):
-    """Sums over ranks, taken in any order, give the same decision.
+def test_equal_ranks_decide_alike(name, options):
+    """Objects that are built and fed alike agree to the last bit, as ranks must."""
+    ranks = [build(name, options) for _ in range(3)]
+    for w in stream(3, 9, seed=5):
+        assert len({rank.update(w).tobytes() for rank in ranks}) == 1
 
-    The losses of the ranks are sums of multiples of 2^-20, as the accumulation keeps them: exact.
-    """
-    rng = np.random.default_rng(0)
-    methods = [build(name, options) for _ in range(4)]
-    for step in range(1, 6):
-        parts = rng.integers(1, 1 << 22, (8, 3)) / (1 << 20)
-        weights = set()
-        for method in methods:
-            total = np.zeros(3)
-            for part in parts[rng.permutation(8)]:
-                total += part
-            w = signals(step, total / 8, loss_sum=total * 10, val_loss=total / 8)
-            weights.add(method.update(w).tobytes())
-        assert len(weights) == 1
+
+@every
+def test_the_order_of_the_domains_does_not_matter(name, options):
+    if name == "aioli":
+        pytest.skip("it tries the mixes in an order: with another one the run is another")
+    order = [2, 0, 1]
+    method = build(name, options)
+    turned = mixcore.method(name, domains=[domains(3)[k] for k in order], **options)
+    for w in stream(3, 9, seed=1):
+        fields = {f: getattr(w, f) for f in ARRAYS if getattr(w, f) is not None}
+        other = mixcore.Signals(step=w.step, **{f: x[order] for f, x in fields.items()})
+        weights = method.update(w)
+        assert turned.update(other) == pytest.approx(weights[order], rel=1e-6)
 
 
 @every
@@ -211,7 +208,5 @@ def test_a_state_of_other_domains_is_refused(name, options):
     ],
 )
 def test_bad_options(name, options, message):
-    from loss_methods import domains
-
     with pytest.raises((ValueError, TypeError), match=message):
         mixcore.method(name, domains=domains(3), **options)

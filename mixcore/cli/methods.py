@@ -40,13 +40,14 @@ def _one(info: MethodInfo, json_: bool) -> None:
     if json_:
         show.as_json(facts(info))
         return
-    options = ", ".join(f"{o}={d!r}" for o, d in info.options.items()) or "none"
+    options = [f"{o} (required)" for o in info.required]
+    options += [f"{o}={d!r}" for o, d in info.options.items()]
     lines = [
         f"{info.name}: {info.family}; {info.paper}",
         f"needs: {', '.join(info.needs) or 'no signals'}",
         f"steps between updates: {_every(info)}",
         f"cost: {info.cost}",
-        f"options: {options}",
+        f"options: {', '.join(options) or 'none'}",
         "",
         info.doc,
     ]

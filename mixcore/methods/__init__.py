@@ -42,7 +42,12 @@ _METHODS: dict[str, str | type[Method]] = {
 
 @dataclass(frozen=True)
 class MethodInfo:
-    """What a method says of itself: the fields of Method, its options' defaults, its docstring."""
+    """What a method says of itself: the fields of Method, its options, its docstring.
+
+    Attributes:
+        required: Options without a default.
+        options: The others, with theirs.
+    """
 
     name: str
     family: str
@@ -50,6 +55,7 @@ class MethodInfo:
     update_every: int | None
     cost: str
     paper: str
+    required: tuple[str, ...]
     options: dict[str, Any]
     doc: str
 
@@ -105,6 +111,7 @@ def methods() -> dict[str, MethodInfo]:
     found = {}
     for name in _METHODS:
         cls = _class(name)
+        known = _options(cls)
         found[name] = MethodInfo(
             name=name,
             family=cls.family,
@@ -112,7 +119,8 @@ def methods() -> dict[str, MethodInfo]:
             update_every=cls.update_every,
             cost=cls.cost,
             paper=cls.paper,
-            options={o: None if d is ... else d for o, d in _options(cls).items()},
+            required=tuple(o for o, default in known.items() if default is ...),
+            options={o: default for o, default in known.items() if default is not ...},
             doc=inspect.getdoc(cls) or "",
         )
     return found

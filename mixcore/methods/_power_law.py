@@ -1,5 +1,6 @@
 """Fit of a saturating power law L(n) = exp(e) + exp(a) n^-alpha, as ADO does. Needs scipy."""
 
+import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,7 +28,7 @@ class PowerLawFit:
         maxiter: Of each L-BFGS.
         tol: Gradient norm at which it stops.
         starts: How many points of the grid to start from: those with the least objective; None: all
-            512, as the reference code does.
+            512, as the reference code does (fewer, as those beyond a penalty's bound coincide).
         penalties: Add what an alpha above alpha_max, an a above a_max and an e below e_min are
             beyond, and (slope 1 too) -min(alpha, alpha_min).
         alpha_max: 0.8 in the code.
@@ -61,19 +62,44 @@ class PowerLawFit:
         y = np.log(np.clip(np.asarray(loss, dtype=np.float64), 1e-12, 1e300))
         axes = np.meshgrid(*self.grid, indexing="ij")
         starts = np.stack([axis.ravel() for axis in axes], axis=1)
+        # The penalties have kinks, where L-BFGS stops. So first they are bounds, which it knows.
+        low, high = self.bounds()
+        starts = np.unique(np.clip(starts, low, high), axis=0)
         if self.starts is not None:
             values = np.array([self.objective(p, x, y)[0] for p in starts])
             starts = starts[np.argsort(values, kind="stable")[: self.starts]]
+        # Three parameters need no more than 3 corrections; the default of 10 makes matrices that
+        # BLAS starts threads for, which on a busy machine takes longer than all the rest.
+        options = {"maxiter": self.maxiter, "gtol": self.tol, "ftol": 1e-15, "maxcor": 3}
         best, answer = np.inf, np.full(3, np.nan)
-        options = {"maxiter": self.maxiter, "gtol": self.tol, "ftol": 1e-15}
-        for start in starts:
+
+        def search(start: Floats, bounds: list[tuple[float, float]] | None) -> None:
+            nonlocal best, answer
             with np.errstate(all="ignore"):  # a line search may wander far; the answer is checked
                 found = minimize(
-                    self.objective, start, args=(x, y), jac=True, method="L-BFGS-B", options=options
+                    self.objective,
+                    start,
+                    args=(x, y),
+                    jac=True,
+                    method="L-BFGS-B",
+                    bounds=bounds,
+                    options=options,
                 )
             if found.fun < best and np.isfinite(found.x).all():
                 best, answer = found.fun, found.x
+
+        for start in starts:
+            search(start, list(zip(low, high, strict=True)))
+        if self.penalties and np.isfinite(best):
+            search(answer, None)  # many points can outweigh a penalty
         return answer
+
+    def bounds(self) -> tuple[Floats, Floats]:
+        """Least and largest law that no penalty falls on, for the search."""
+        if not self.penalties:
+            return np.full(3, -np.inf), np.full(3, np.inf)
+        low = np.array([-np.inf, self.e_min, self.alpha_min])
+        return low, np.array([self.a_max, np.inf, self.alpha_max])
 
     def objective(self, law: Floats, x: Floats, y: Floats) -> tuple[float, Floats]:
         """Value and gradient at a law, for x = ln n and y = ln L."""
@@ -128,8 +154,6 @@ def _scipy_minimize() -> Callable[..., Any]:
 
 
 def _scipy(part: str) -> Any:
-    import importlib
-
     try:
         return importlib.import_module(f"scipy.{part}")
     except ImportError as e:

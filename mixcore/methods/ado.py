@@ -162,7 +162,7 @@ class ADO(Method):
             starts=None if starts is None else whole("starts", starts, 1),
             penalties=flag("penalties", penalties),
             alpha_max=number("alpha_max", alpha_max),
-            alpha_min=number("alpha_min", alpha_min),
+            alpha_min=number("alpha_min", alpha_min, high=number("alpha_max", alpha_max)),
             a_max=number("a_max", a_max),
             e_min=number("e_min", e_min),
             grid=_grid(grid),

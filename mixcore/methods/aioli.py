@@ -29,7 +29,7 @@ class Aioli(Method):
     An update ends a piece of learning if lp_steps have passed since it began, and begins a round if
     update_steps have; any other leaves the weights alone. So update every lp_steps. Where
     `signals.weights` tells that other mixes than the m_i were in force (guards, a lag), those are
-    the rows of M.
+    the rows of M; a lag should be a multiple of the period, so that a piece has one mix.
 
     Compared with trainer/aioli_trainer.py of HazyResearch/aioli (a236112); seeds differ.
 

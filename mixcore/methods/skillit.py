@@ -97,6 +97,7 @@ class SkillIt(Method):
         self.graph = np.eye(num) if graph is None else matrix("graph", graph, num, num)
         if flag("half_edges", half_edges):
             self.graph[(self.graph == 1) & ~np.eye(num, dtype=bool)] = 0.5
+        self._fading = np.where(self.graph > 0, self.graph, 0.0) * (1 - np.eye(num))
         self._halvings = 0
         self.columns = self._columns(targets)
         default = "sum" if targets is None else "mean"
@@ -137,11 +138,11 @@ class SkillIt(Method):
 
     def _mix(self, eta: float, loss: Floats) -> Floats:
         """The weights mu exp(eta A loss) over the target columns, lone nodes apart, normalised."""
-        graph = self.graph
+        counted = np.zeros(len(loss))
+        counted[self.columns] = loss[self.columns]
+        gain = self.graph @ counted
         if self._halvings:
-            off = (graph > 0) & ~np.eye(len(graph), dtype=bool)
-            graph = np.where(off, np.ldexp(graph, -self._halvings), graph)
-        gain = graph[:, self.columns] @ loss[self.columns]
+            gain -= (1 - 0.5**self._halvings) * (self._fading @ counted)
         with np.errstate(over="ignore"):
             logits = log(self.prior) + bounded(eta * gain)
         if not self.lone.any():
@@ -167,7 +168,8 @@ class SkillIt(Method):
         eta = self.eta
         now, start = entries[-1][self.columns].sum(), first[self.columns].sum()
         if self.eta_schedule and now > 0 and start > 0:
-            eta = eta / max(now / start, 1e-300)
+            with np.errstate(over="ignore"):
+                eta = eta / max(now / start, 1e-300)
         weights = self._mix(eta, loss)
         self._halvings += self.dynamic_lambda
         return weights
