@@ -204,6 +204,22 @@ def test_last_decision_cut_off_by_the_kill(run, prove, ranks):
     assert not prove(run)[0]
 
 
+@pytest.mark.parametrize("lines", [1, 3])
+def test_attempt_killed_before_it_decided(run, prove, lines):
+    second = run["attempt-2-rank-0.jsonl"]
+    run["attempt-3-rank-0.jsonl"] = [{**second[0], "attempt": 3}, *second[1:]]
+    run["attempt-2-rank-0.jsonl"] = second[:lines]
+    failed, out = prove(run)
+    assert not failed
+    assert out.count("PASS") == 11
+
+
+def test_first_attempt_that_found_decisions(run, prove):
+    for rank in (0, 1):
+        run[f"attempt-1-rank-{rank}.jsonl"][0]["decisions"] = [update(run, 1, 0, 4)]
+    assert CARRIED in prove(run)[0]
+
+
 def test_decision_dated_too_early(run, prove):
     """Consistently in every log: only the declared lag tells."""
     before = update(run, 1, 0, 12)["at"]

@@ -39,9 +39,9 @@ def agreed(history: History) -> Check:
                 bad.append(f"{where} differs after step {lines[first]['step']}")
             wanted = due(history, attempt, rank)
             made = [int(line["step"]) for line in lines]
-            cut = attempt is not history.attempts[-1] and made == wanted[:-1]
-            cut = cut and wanted[-1] == attempt.ranks[rank][-1]["step"] + 1
-            if made != wanted and not cut:
+            killed = attempt is not history.attempts[-1]
+            cut = bool(killed and wanted) and wanted[-1] == attempt.ranks[rank][-1]["step"] + 1
+            if made != wanted and not (cut and made == wanted[:-1]):
                 odd = sorted(set(made) ^ set(wanted))
                 bad.append(f"{where}: missing, or not due, after steps {odd[:3]}")
     detail = f"{updates} updates, one every {history.start['update_every']} steps"
@@ -89,6 +89,8 @@ def carried_over(history: History) -> Check:
     What the killed attempt decided after the checkpoint stays on the record and is undone there.
     """
     bad, undone, again = [], 0, 0
+    if history.attempts[0].start["decisions"]:
+        bad.append("the first attempt began with decisions made before it")
     for before, after in zip(history.attempts, history.attempts[1:], strict=False):
         old, new = facts(before.record), facts(after.start["decisions"])
         where = f"attempt {after.number}"
