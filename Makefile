@@ -48,6 +48,7 @@ sanitize: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python bench/run.py
+	$(BIN)/python bench/controller.py
 
 clean:
 	rm -rf $(VENV) build demo-out demo-out-* *.egg-info mixcore/*.so
