@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SOURCES := $(wildcard csrc/*.cpp csrc/*.h csrc/*.cu)
 SANITIZED := build/sanitized
-NATIVE_TESTS := $(addprefix tests/test_,philox.py permute.py shares.py reference.py sampler.py caps.py \
+NATIVE_TESTS := $(addprefix tests/test_,philox.py permute.py shares.py reference.py sampler.py caps.py checkpoints.py plan.py batches.py \
 	ledger.py journal.py megatron_arrays.py promises.py)
 
 .PHONY: all test demo lint format sanitize bench clean
