@@ -31,9 +31,13 @@ def integer(name: str, value: object, low: int, high: int) -> int:
 
 
 def text(name: str, value: object) -> str:
-    """Return value if it is a str."""
+    """Return value if it is a str that a file can hold: no lone surrogates."""
     if not isinstance(value, str):
         raise ArgumentTypeError(f"{name} must be a str, got {value!r} ({type(value).__name__})")
+    try:
+        value.encode()
+    except UnicodeEncodeError as e:
+        raise ArgumentError(f"{name} must be encodable as UTF-8, got {value!r} ({e})") from None
     return value
 
 

@@ -109,10 +109,11 @@ class MixBatchSampler:
                 fit the batch sizes from there on. The sampler is as it was.
         """
         position = integer("position", position, 0, MAX_POSITION - 1)
-        self._check_cut(position)
-        self._check_batch_sizes(position)
-        first, size = self.ledger.batch_at(position)
-        self.ledger.mark_fetched(position if position == first else first + size)
+        with self.ledger.lock:
+            self._check_cut(position)
+            self._check_batch_sizes(position)
+            first, size = self.ledger.batch_at(position)
+            self.ledger.mark_fetched(position if position == first else first + size)
         self.position = position
         self._owner: _Pass | None = None
         self._turn += 1
@@ -188,6 +189,10 @@ class MixBatchSampler:
 
     def _next(self) -> list[Key] | None:
         """The next micro-batch, or None at the end of the run."""
+        with self.ledger.lock:  # no decision between reading a batch and marking it as fetched
+            return self._next_locked()
+
+    def _next_locked(self) -> list[Key] | None:
         limit = MAX_POSITION if self.end is None else self.end
         if self.position >= limit:
             return None
@@ -204,7 +209,7 @@ class MixBatchSampler:
                     f"(on_cap='error')"
                 )
             return None
-        self.ledger.mark_fetched(first + size)  # before the ledger is read, not after
+        self.ledger.mark_fetched(first + size)
         start = self.position + self.rank * self.micro_batch_size
         picks = self._sampler.picks(start, self.micro_batch_size, threads=1)
         self.position += self._stride

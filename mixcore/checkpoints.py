@@ -9,6 +9,7 @@ position is the one that the entry was made under.
 import os
 import warnings
 import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,10 +17,23 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from mixcore._files import flush_to_disk, new_file_beside
+
 if TYPE_CHECKING:
     from mixcore.ledger import Ledger
 
 FORMAT = "mixcore.checkpoints/1"
+# What numpy and zipfile raise for damaged files, one byte changed at a time.
+DAMAGED = (
+    ValueError,
+    TypeError,
+    LookupError,
+    OSError,
+    EOFError,
+    RuntimeError,  # "encrypted"; NotImplementedError is one: an unknown compression
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 
 def path_of(path: str | Path) -> Path:
@@ -42,8 +56,7 @@ def save(ledger: "Ledger", path: str | Path) -> None:
         return rows
 
     target = path_of(path)
-    temporary = target.with_name(f"{target.name}.{os.getpid()}.tmp")
-    with open(temporary, "wb") as f:
+    with new_file_beside(target) as f:
         np.savez(
             f,
             format=np.array(FORMAT),
@@ -56,9 +69,8 @@ def save(ledger: "Ledger", path: str | Path) -> None:
             debt=table([c[4] for c in held]),
             capped_at=table([c[5] for c in held]),
         )
-        f.flush()
-        os.fsync(f.fileno())
-    os.replace(temporary, target)
+        flush_to_disk(f)
+        os.replace(f.name, target)
 
 
 def load(ledger: "Ledger", path: str | Path) -> int:
@@ -99,7 +111,7 @@ def load(ledger: "Ledger", path: str | Path) -> int:
                 debt[:known],
                 capped_at[: len(counts)],
             )
-    except (ValueError, KeyError, TypeError, OSError, EOFError, zipfile.BadZipFile) as e:
+    except DAMAGED as e:
         warnings.warn(
             f"{source} is not used, positions will be replayed instead: {e}", stacklevel=3
         )

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mixcore._checks import MAX_BATCH, MAX_POSITION, integer
+from mixcore._checks import MAX_BATCH, MAX_POSITION, integer, text
 from mixcore.domains import Domain
 from mixcore.errors import LedgerError, MixcoreError
 from mixcore.schedule import KINDS, ResolvedSchedule, Step
@@ -92,8 +92,8 @@ class Decision:
             add=tuple(Domain(**d) for d in body.get("add", ())),
             schedule=schedule,
             replace_future=body.get("replace_future", False) is True,
-            reason=str(body["reason"]),
-            author=str(body["author"]),
+            reason=text("reason", str(body["reason"])),
+            author=text("author", str(body["author"])),
         )
 
 
@@ -126,9 +126,9 @@ def _shares_from_json(
 
 def seal(body: dict[str, Any], previous: str) -> tuple[bytes, str]:
     """Return body as one line of JSON that ends with its hash, and the hash."""
-    text = json.dumps(body, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    digest = hashlib.sha256(previous.encode() + text.encode()).hexdigest()
-    return f'{text[:-1]},"hash":"{digest}"}}\n'.encode(), digest
+    content = json.dumps(body, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    digest = hashlib.sha256(previous.encode() + content.encode()).hexdigest()
+    return f'{content[:-1]},"hash":"{digest}"}}\n'.encode(), digest
 
 
 def unseal(line: bytes, previous: str) -> tuple[dict[str, Any], str]:
@@ -138,16 +138,16 @@ def unseal(line: bytes, previous: str) -> tuple[dict[str, Any], str]:
         LedgerError: The line is no sealed line, or was changed after it was written.
     """
     try:
-        text = line.decode()
-        body = json.loads(text)
+        whole = line.decode()
+        body = json.loads(whole)
     except ValueError as e:
         raise LedgerError(f"it is not JSON ({e})") from None
     if not isinstance(body, dict) or not isinstance(body.get("hash"), str):
         raise LedgerError("it has no hash")
     stored = body.pop("hash")
-    content = text[:-_TAIL] + "}"
+    content = whole[:-_TAIL] + "}"
     actual = hashlib.sha256(previous.encode() + content.encode()).hexdigest()
-    if text[-_TAIL:] != f',"hash":"{stored}"}}' or actual != stored:
+    if whole[-_TAIL:] != f',"hash":"{stored}"}}' or actual != stored:
         raise LedgerError(
             f"it was changed after it was written, or a line before it is missing: its hash is "
             f"{stored[:16]}..., its content hashes to {actual[:16]}..."

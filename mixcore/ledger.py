@@ -1,6 +1,7 @@
 """The ledger: the append-only list of decisions that a run's mixture is a function of."""
 
 import json
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,10 @@ class Ledger:
         tokens_per_sample: Needed by schedules in tokens, and by reports.
         schedule: Weights known in advance (`piecewise`, `linear`, or their JSON form).
 
+    Attributes:
+        lock: Held while a decision is checked and applied. A loader holds it from reading the
+            ledger until what it read is marked as fetched, so that nothing changes in between.
+
     Raises:
         ValueError, TypeError: A bad argument, named with its value.
     """
@@ -86,12 +91,14 @@ class Ledger:
         if tokens_per_sample is not None:
             integer("tokens_per_sample", tokens_per_sample, 1, MAX_POSITION)
         self.tokens_per_sample = tokens_per_sample
+        self.lock = threading.RLock()
         self._domains: tuple[Domain, ...] = ()
         self._decisions: list[Decision] = []
         self._num_shares = 0
         self._fetched = 0
         self._plan = _core.Plan(order, stream_key(seed, "order", order), on_cap)
-        self._journal: Journal | None = None
+        self._journal: Journal | None = None  # the attached one
+        self._journals: dict[Path, Journal] = {}
         root = {"seed": seed, "order": order, "on_cap": on_cap}
         self._timeline = Timeline(json.dumps(root, sort_keys=True))
 
@@ -124,7 +131,7 @@ class Ledger:
     @property
     def digest(self) -> str:
         """Digest of everything that decides the mixture, at any position."""
-        return self._timeline[-1].digest.hex()
+        return self._timeline.digest_at(MAX_POSITION)
 
     def digest_at(self, position: int) -> str:
         """Digest of what decides the positions below `position`; later decisions do not matter."""
@@ -182,7 +189,9 @@ class Ledger:
 
     def mark_fetched(self, position: int) -> None:
         """Record that every position below `position` has been handed out (loaders call this)."""
-        self._fetched = max(self._fetched, integer("position", position, 0, MAX_POSITION))
+        position = integer("position", position, 0, MAX_POSITION)
+        with self.lock:
+            self._fetched = max(self._fetched, position)
 
     # Decisions --------------------------------------------------------------------------------
 
@@ -229,14 +238,17 @@ class Ledger:
             raise ArgumentError("append needs weights, batch_size or a schedule; all are None")
         if batch_size is not None:
             batch_size = integer("batch_size", batch_size, 1, MAX_BATCH)
-        added = check_domains(add, self._domains) if len(add) else ()
-        if added and weights is None:
-            raise ArgumentError(f"weights must be given with add={[d.name for d in added]}")
-        effective = self._effective(position)
-        decision = self._decide(
-            effective, weights, batch_size, added, schedule, bool(replace_future), reason, author
-        )
-        self._commit(decision)
+        replace = bool(replace_future)
+        with self.lock:
+            added = check_domains(add, self._domains) if len(add) else ()
+            if added and weights is None:
+                raise ArgumentError(f"weights must be given with add={[d.name for d in added]}")
+            effective = self._effective(position)
+            self._commit(
+                self._decide(
+                    effective, weights, batch_size, added, schedule, replace, reason, author
+                )
+            )
         return effective
 
     def _append_shares(
@@ -259,26 +271,27 @@ class Ledger:
             author: By whom, for people.
             replace_future: As in `append`.
         """
-        effective = self._effective(position)
-        known = len(self._domains)
+        position = integer("position", position, 0, MAX_POSITION - 1)
         if not isinstance(shares, np.ndarray) or shares.dtype != np.uint64:
             raise ArgumentTypeError(f"shares must be a uint64 array, got {shares!r}")
-        if shares.shape != (known,) or sum(shares.tolist()) != 1 << 62:
-            raise ArgumentError(
-                f"shares must be {known} integers that sum to 2^62, got {shares.tolist()}"
-            )
         if (floats is None) == (self.order == "megatron"):
             raise ArgumentError(f"floats do not fit order {self.order!r}, got {floats!r}")
-        decision = Decision(
-            effective,
-            shares,
-            floats,
-            replace_future=replace_future,
-            reason=text("reason", reason),
-            author=text("author", author),
-        )
-        self._commit(decision)
-        return effective
+        with self.lock:
+            known = len(self._domains)
+            if shares.shape != (known,) or sum(shares.tolist()) != 1 << 62:
+                raise ArgumentError(
+                    f"shares must be {known} integers that sum to 2^62, got {shares.tolist()}"
+                )
+            decision = Decision(
+                self._effective(position),
+                shares,
+                floats,
+                replace_future=replace_future,
+                reason=text("reason", reason),
+                author=text("author", author),
+            )
+            self._commit(decision)
+        return decision.position
 
     def _effective(self, position: int) -> int:
         """The batch boundary at or after position; refused where samples have been fetched."""
@@ -377,28 +390,36 @@ class Ledger:
             )
 
     def _apply(self, decision: Decision) -> None:
-        """Add a decision: derive its pieces and hand them to the native plan."""
+        """Add a decision: derive its pieces and hand them to the native plan.
+
+        All that can be wrong with it is found before it is written to the attached file, and it is
+        written before anything changes. Threads that ask meanwhile see the old plan or the new one.
+        """
         current = self._timeline.at(decision.position) if len(self._timeline) else None
         new = []
         for piece in pieces_of(decision, current):
             new.append(piece)
             self._check_size(len(new) * len(piece.shares))  # before all of them are built
-        if self._journal is not None:
-            self._journal.append(decision)  # on disk before it is in force
-        for d in decision.add:
-            cap = -1 if d.cap is None else d.cap
-            self._plan.add_domain(d.name, d.key(self.seed), d.size or 0, cap)
-        self._domains += decision.add
-        self._decisions.append(decision)
-        self._timeline.replace(new, self._domains, len(self._decisions) - 1)
+        domains = self._domains + decision.add
+        added = [
+            (d.name, d.key(self.seed), d.size or 0, -1 if d.cap is None else d.cap)
+            for d in decision.add
+        ]
+        native = []
         for piece in new:
-            self._num_shares += len(piece.shares)
             shares, floats = piece.shares, piece.floats
-            missing = len(self._domains) - len(shares)
+            missing = len(domains) - len(shares)
             if missing:
                 shares = np.concatenate([shares, np.zeros(missing, np.uint64)])
                 floats = None if floats is None else np.concatenate([floats, np.zeros(missing)])
-            self._plan.append(piece.start, piece.batch_size, shares, floats)
+            native.append((piece.start, piece.batch_size, shares, floats))
+        if self._journal is not None:
+            self._journal.append(decision)  # on disk before it is in force
+        self._domains = domains  # before the plan can answer with their numbers
+        self._plan.extend(added, native)
+        self._decisions.append(decision)
+        self._timeline.replace(new, domains, len(self._decisions) - 1)
+        self._num_shares += sum(len(piece.shares) for piece in new)
 
     def _check_size(self, more: int) -> None:
         total = self._num_shares + more
@@ -424,14 +445,21 @@ class Ledger:
         `<path>.incomplete` first. A file of another run is refused and stays as it is. A
         sequential order's checkpoints go to `<path>.checkpoints.npz`.
         """
-        Journal(path, self.header()).sync(self._decisions)
-        checkpoints.save(self, path)
+        with self.lock:
+            self._synced(path)
+            checkpoints.save(self, path)
 
     def attach(self, path: str | Path) -> None:
         """Save, and from now on write each decision to the file before it is in force."""
-        journal = Journal(path, self.header())
+        with self.lock:
+            self._journal = self._synced(path)
+
+    def _synced(self, path: str | Path) -> Journal:
+        """The journal of a path, brought up to date; kept, so that it need not read all again."""
+        new = Journal(path, self.header())
+        journal = self._journals.setdefault(new.path, new)
         journal.sync(self._decisions)
-        self._journal = journal
+        return journal
 
     @classmethod
     def load(cls, path: str | Path, domains: Sequence[Domain] | None = None) -> "Ledger":
@@ -450,7 +478,7 @@ class Ledger:
 
     def to_bytes(self) -> bytes:
         """The ledger file's content, for checkpoints and other processes."""
-        return Journal.dumps(self.header(), self._decisions)
+        return Journal.dumps(self.header(), self.decisions)
 
     @classmethod
     def from_bytes(cls, data: bytes, domains: Sequence[Domain] | None = None) -> "Ledger":
@@ -458,7 +486,8 @@ class Ledger:
         return cls._rebuild(*Journal.loads(data, "these bytes"), domains, "these bytes")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _unpickle, (self.to_bytes(), self._fetched)
+        with self.lock:
+            return _unpickle, (self.to_bytes(), self._fetched)
 
     @classmethod
     def _rebuild(

@@ -151,10 +151,15 @@ class ResolvedSchedule:
         Args:
             start: A batch boundary, the position from which the schedule is in force.
             batch_size: In force at start.
+
+        Raises:
+            ValueError: A point's batch boundary lies beyond the last position.
         """
         origin, batch = start, batch_size
         for i, step in enumerate(self.steps):
             origin = boundary(origin, batch, step.position)
+            where = f"schedule.points[{i}].at, rounded up to a batch boundary,"
+            integer(where, origin, 0, MAX_POSITION - 1)
             yield Step(origin, step.shares, step.floats, step.batch_size)
             batch = step.batch_size or batch
             if self.kind == "piecewise" or i + 1 == len(self.steps):
@@ -175,8 +180,8 @@ class ResolvedSchedule:
 
 
 def boundary(origin: int, batch_size: int, position: int) -> int:
-    """The first batch boundary at or after position, counted from origin."""
-    return origin + -(-(position - origin) // batch_size) * batch_size
+    """The first batch boundary at or after position, counted from origin; none lies before it."""
+    return origin + max(0, -(-(position - origin) // batch_size)) * batch_size
 
 
 def resolve(

@@ -58,7 +58,9 @@ def segment_at(ledger: Ledger, position: int) -> Segment:
         CapError: The run ends before it.
     """
     position = integer("position", position, 0, MAX_POSITION - 1)
-    found = ledger._plan.explain(position)
+    with ledger.lock:
+        found = ledger._plan.explain(position)
+        decision = ledger.piece_at(position).decision
     return Segment(
         start=found["start"],
         end=found["end"],
@@ -67,7 +69,7 @@ def segment_at(ledger: Ledger, position: int) -> Segment:
         shares=found["shares"],
         base=found["base"],
         bound=found["bound"] if ledger.order == "balanced" else None,
-        decision=ledger.piece_at(position).decision,
+        decision=decision,
     )
 
 

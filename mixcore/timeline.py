@@ -5,6 +5,7 @@ import json
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +15,7 @@ from mixcore.decision import Decision
 from mixcore.domains import Domain
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Piece:
     """From `start` on: these shares and this batch size. What the decisions amount to."""
 
@@ -26,8 +27,25 @@ class Piece:
     digest: bytes
 
 
+class _State(NamedTuple):
+    """The first `num` entries of lists whose later entries are not in force yet."""
+
+    pieces: list[Piece]
+    starts: list[int]  # of the pieces, for searching
+    steps: list[int]  # batches before each piece
+    num: int
+
+    def number(self, position: int) -> int:
+        """Number of the piece in force at a position."""
+        return bisect_right(self.starts, position, 0, self.num) - 1
+
+
 class Timeline:
     """Pieces in the order of their positions, each with the digest of all up to it.
+
+    A question reads `_state` once and `replace` swaps it in one assignment, so a thread that asks
+    while another appends gets the old answer or the new one. What a state shows never changes:
+    entries are added behind it, or to copies of its lists.
 
     Args:
         root: What every digest of this run starts from: seed, order, cap policy.
@@ -35,49 +53,51 @@ class Timeline:
 
     def __init__(self, root: str) -> None:
         self._root = hashlib.sha256(root.encode()).digest()
-        self._pieces: list[Piece] = []
-        self._starts: list[int] = []  # of the pieces, for searching
-        self._steps: list[int] = []  # batches before each piece
+        self._state = _State([], [], [], 0)
 
     def __iter__(self) -> Iterator[Piece]:
-        return iter(self._pieces)
+        s = self._state
+        return iter(s.pieces[: s.num])
 
     def __len__(self) -> int:
-        return len(self._pieces)
-
-    def __getitem__(self, index: int) -> Piece:
-        return self._pieces[index]
+        return self._state.num
 
     def digest_at(self, position: int) -> str:
         """Digest of the pieces that begin before a position."""
-        index = bisect_left(self._starts, position)
-        return (self._pieces[index - 1].digest if index else self._root).hex()
+        s = self._state
+        index = bisect_left(s.starts, position, 0, s.num)
+        return (s.pieces[index - 1].digest if index else self._root).hex()
 
     def at(self, position: int) -> Piece:
         """The piece in force at a position."""
-        return self._pieces[bisect_right(self._starts, position) - 1]
+        s = self._state
+        return s.pieces[s.number(position)]
 
     def since(self, position: int) -> tuple[Piece, ...]:
         """The piece in force at a position and those after it."""
-        return tuple(self._pieces[bisect_right(self._starts, position) - 1 :])
+        s = self._state
+        return tuple(s.pieces[s.number(position) : s.num])
 
     def first_after(self, position: int) -> int | None:
         """Start of the first piece after a position, if there is one."""
-        index = bisect_right(self._starts, position)
-        return self._starts[index] if index < len(self._starts) else None
+        s = self._state
+        index = s.number(position) + 1
+        return s.starts[index] if index < s.num else None
 
     def position_of_step(self, step: int) -> int:
         """First position of the step-th batch (0-based)."""
-        index = bisect_right(self._steps, step) - 1
-        piece = self._pieces[index]
-        position = piece.start + (step - self._steps[index]) * piece.batch_size
+        s = self._state
+        index = bisect_right(s.steps, step, 0, s.num) - 1
+        piece = s.pieces[index]
+        position = piece.start + (step - s.steps[index]) * piece.batch_size
         return integer("position of the step", position, 0, MAX_POSITION)
 
     def step_of_position(self, position: int) -> int:
         """Number of the batch that holds a position."""
-        index = bisect_right(self._starts, position) - 1
-        piece = self._pieces[index]
-        return self._steps[index] + (position - piece.start) // piece.batch_size
+        s = self._state
+        index = s.number(position)
+        piece = s.pieces[index]
+        return s.steps[index] + (position - piece.start) // piece.batch_size
 
     def replace(self, pieces: Sequence[Piece], domains: Sequence[Domain], decision: int) -> None:
         """Drop what begins at or after the first of these pieces, then add them.
@@ -87,17 +107,22 @@ class Timeline:
             domains: All domains; a piece knows the first `len(piece.shares)` of them.
             decision: Number of the decision that they come from.
         """
-        index = bisect_left(self._starts, pieces[0].start)
-        del self._pieces[index:], self._starts[index:], self._steps[index:]
+        made, starts, steps, count = self._state
+        index = bisect_left(starts, pieces[0].start, 0, count)
+        if index < count:  # others may be reading what is dropped here
+            made, starts, steps = made[:index], starts[:index], steps[:index]
         for piece in pieces:
-            steps = self.step_of_position(piece.start) if self._pieces else 0
-            before = self._pieces[-1] if self._pieces else None
+            before = made[-1] if made else None
+            step = 0
+            if before is not None:
+                step = steps[-1] + (piece.start - before.start) // before.batch_size
             digest = _chain(before, self._root, piece, domains)
-            self._pieces.append(
+            made.append(
                 Piece(piece.start, piece.batch_size, piece.shares, piece.floats, decision, digest)
             )
-            self._starts.append(piece.start)
-            self._steps.append(steps)
+            starts.append(piece.start)
+            steps.append(step)
+        self._state = _State(made, starts, steps, len(made))
 
 
 def pieces_of(decision: Decision, current: Piece | None) -> Iterator[Piece]:

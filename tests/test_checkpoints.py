@@ -1,5 +1,7 @@
 """The checkpoint file of the sequential orders: used where it fits, never where it does not."""
 
+import warnings
+
 import numpy as np
 import pytest
 from conftest import make_ledger
@@ -78,6 +80,24 @@ def test_a_damaged_file_is_reported_and_not_used(tmp_path):
             ledger = mixcore.Ledger.load(path)
         assert mixcore.Sampler(ledger).counts(400_000).tolist() == want.tolist()
         assert side.read_bytes() == damaged
+
+
+def test_a_damaged_zip_is_reported_whatever_byte_is_wrong(tmp_path):
+    path = tmp_path / "ledger.json"
+    ledger = make_ledger(2, order="random")
+    mixcore.Sampler(ledger).counts(70_000)
+    ledger.save(path)
+    side = checkpoints.path_of(path)
+    whole = side.read_bytes()
+    reported = 0
+    for at in range(len(whole)):
+        for byte in {(8, 255, whole[at] ^ 1)[at % 3]} - {whole[at]}:
+            side.write_bytes(whole[:at] + bytes([byte]) + whole[at + 1 :])
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                checkpoints.load(ledger, path)
+            reported += any("is not used" in str(w.message) for w in caught)
+    assert reported > 100
 
 
 def test_balanced_keeps_no_such_file(tmp_path):

@@ -24,6 +24,7 @@ def test_keys_are_named_not_added():
     [
         (("", 5), ValueError, "name must not be empty"),
         ((7, 5), TypeError, "name must be a str, got 7"),
+        (("\ud800", 5), ValueError, r"name must be encodable as UTF-8, got '\\ud800'"),
         (("a", 0), ValueError, r"size of domain 'a' must be in \[1, .*\], got 0"),
         (("a", -4), ValueError, "size of domain 'a' must be in .*, got -4"),
         (("a", 2**48 + 1), ValueError, "size of domain 'a' must be in .*, got 281474976710657"),

@@ -211,6 +211,13 @@ def forge(change):
     return out
 
 
+LATE = {
+    "kind": "piecewise",
+    "every": 1,
+    "steps": [{"position": 2**48 - 1, "batch_size": None, "shares": [1 << 62, 0, 0, 0]}],
+}
+
+
 @pytest.mark.parametrize(
     ("line", "key", "value", "message"),
     [
@@ -229,6 +236,7 @@ def forge(change):
         (2, "weights", ["0x1p+0"], "line 3: it has 1 shares for 3 domains"),
         (2, "weights", ["0x1p-1", "0x1p-2", "0x1p-2"], "line 3: weights do not fit order"),
         (2, "reason", None, None),
+        (4, "schedule", LATE, r"line 5: schedule.points\[0\].at, rounded up .* must be in"),
         (3, "position", 32, "line 4: a change at position 32 is dated before"),
         (3, "add", [{"name": "d0", "size": 5}], "line 4: domains has the name 'd0' twice"),
         (3, "add", [{"name": "d3", "size": -5}], "line 4.*size of domain 'd3' must be in"),

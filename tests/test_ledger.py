@@ -263,15 +263,50 @@ def test_bad_domains(domains, error, message):
         ((80, [1, 1]), {"reason": 7}, TypeError, "reason must be a str, got 7"),
         ((80, [1, 1]), {"schedule": 5}, TypeError, "schedule must be a Schedule, .*, got 5"),
         ((80, [1, 1]), {"schedule": [(16, [1, 1])]}, ValueError, "at or after position 80"),
+        ((80,), {"schedule": [(2**48 - 1, [1, 3])]}, ValueError, r"points\[0\].at.*must be in"),
+        ((80, [1, 1]), {"reason": "\udcff"}, ValueError, "reason must be encodable as UTF-8"),
+        ((80, [1, 1]), {"author": "\ud800"}, ValueError, "author must be encodable as UTF-8"),
     ],
 )
-def test_bad_append_leaves_the_ledger_as_it_was(arguments, options, error, message):
+def test_bad_append_leaves_the_ledger_as_it_was(tmp_path, arguments, options, error, message):
+    path = tmp_path / "ledger.json"
     ledger = make_ledger(2, batch_size=8)
-    before = state(ledger)
+    ledger.attach(path)
+    before, file = state(ledger), path.read_bytes()
     with pytest.raises(error, match=message) as caught:
         ledger.append(*arguments, **options)
     assert isinstance(caught.value, mixcore.MixcoreError)
     assert state(ledger) == before
+    assert path.read_bytes() == file
+    ledger.append(80, [1, 2])
+    assert state(mixcore.Ledger.load(path)) == state(ledger)
+
+
+LAST = 2**48 - 1
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        [(LAST, [1, 3])],
+        mixcore.linear([(80, [1, 3]), (LAST, [3, 1])], every=2**31 - 1),
+        [(80, None, 2**31 - 1), (LAST, [1, 3])],
+    ],
+)
+def test_a_schedule_past_the_last_position_is_refused_by_all(schedule):
+    message = r"schedule.points\[\d\].at, rounded up to a batch boundary, must be in .*, got 2814"
+    with pytest.raises(ValueError, match=message):
+        make_ledger(2, batch_size=8, schedule=schedule)
+    ledger = make_ledger(2, batch_size=8)
+    with pytest.raises(ValueError, match=message):
+        ledger.append(80, schedule=schedule)
+
+
+def test_a_schedule_whose_points_share_a_large_batch_goes_on_forwards():
+    ledger = make_ledger(2, batch_size=512)
+    ledger.append(0, schedule=[(10, [1, 0], 8), (20, [0, 1]), (521, [1, 1])])
+    assert [p.start for p in ledger.pieces] == [0, 512, 528]
+    assert ledger.weights_at(512).tolist() == [0, 1]
 
 
 def test_the_binding_checks_its_own_arguments():
