@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SOURCES := $(wildcard csrc/*.cpp csrc/*.h csrc/*.cu)
 SANITIZED := build/sanitized
-NATIVE_TESTS := $(addprefix tests/test_,philox.py permute.py shares.py reference.py sampler.py caps.py \
+NATIVE_TESTS := $(addprefix tests/test_,philox.py permute.py shares.py reference.py sampler.py caps.py checkpoints.py plan.py batches.py \
 	ledger.py journal.py megatron_arrays.py promises.py)
 
 .PHONY: all test demo lint format sanitize bench clean
@@ -21,8 +21,9 @@ $(STAMP): pyproject.toml setup.py constraints.txt $(SOURCES)
 test: $(STAMP)
 	$(BIN)/pytest
 
+# `make demo METHOD=odm` lets a method steer the run, into demo-out-odm/.
 demo: $(STAMP)
-	$(BIN)/python examples/demo/run.py --out demo-out
+	$(BIN)/python examples/demo/run.py $(if $(METHOD),--out demo-out-$(METHOD) --method $(METHOD),--out demo-out)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -47,6 +48,7 @@ sanitize: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python bench/run.py
+	$(BIN)/python bench/controller.py
 
 clean:
-	rm -rf $(VENV) build demo-out *.egg-info mixcore/*.so
+	rm -rf $(VENV) build demo-out demo-out-* *.egg-info mixcore/*.so

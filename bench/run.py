@@ -295,6 +295,30 @@ def context() -> dict[str, object]:
     }
 
 
+def show(row: dict[str, object]) -> None:
+    """Print a row: ratio or median, its spread, and the limits."""
+    figure = row.get("ratio", row["median"])
+    shown = f"{figure:8.4g}" + ("x" if "ratio" in row else f" {row['unit']}")
+    spread = [row.get(f"ratio_{x}", row[x]) for x in ("least", "most")]
+    print(
+        f"{row['measure']:<36} {row['domains']:>5}  {shown:<14} "
+        f"({spread[0]:.4g} to {spread[1]:.4g})  {row['median']:.4g} {row['unit']}"
+        f"   must {row['must']}, aim {row['aim']}",
+        flush=True,
+    )
+
+
+def write(rows: list[dict[str, object]]) -> None:
+    """Append rows to results.csv."""
+    fresh = not RESULTS.exists()
+    with RESULTS.open("a", newline="") as f:
+        writer = csv.DictWriter(f, FIELDS, restval="")
+        if fresh:
+            writer.writeheader()
+        for row in rows:
+            writer.writerow({k: f"{v:.5g}" if isinstance(v, float) else v for k, v in row.items()})
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
@@ -313,24 +337,9 @@ def main() -> None:
     for name in options.only or PARTS:
         for row in PARTS[name](options.repeats):
             rows.append(about | row)
-            figure = row.get("ratio", row["median"])
-            shown = f"{figure:8.4g}" + ("x" if "ratio" in row else f" {row['unit']}")
-            spread = [row.get(f"ratio_{x}", row[x]) for x in ("least", "most")]
-            print(
-                f"{row['measure']:<36} {row['domains']:>5}  {shown:<14} "
-                f"({spread[0]:.4g} to {spread[1]:.4g})  {row['median']:.4g} {row['unit']}"
-                f"   must {row['must']}, aim {row['aim']}",
-                flush=True,
-            )
-    if options.no_write:
-        return
-    fresh = not RESULTS.exists()
-    with RESULTS.open("a", newline="") as f:
-        writer = csv.DictWriter(f, FIELDS, restval="")
-        if fresh:
-            writer.writeheader()
-        for row in rows:
-            writer.writerow({k: f"{v:.5g}" if isinstance(v, float) else v for k, v in row.items()})
+            show(row)
+    if not options.no_write:
+        write(rows)
 
 
 if __name__ == "__main__":

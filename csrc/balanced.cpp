@@ -171,9 +171,14 @@ SegmentInfo BalancedPlan::Explain(i64 position) {
   if (position >= end_.position) RaiseEnd(end_, position);
   const std::size_t index = Find(position);
   const Segment& s = *segments_[index];
-  const i64 next_piece = next_piece_ < pieces_.size() ? pieces_[next_piece_]->start : kNever;
-  const i64 end =
-      index + 1 < segments_.size() ? segments_[index + 1]->start : std::min(s.cap_end, next_piece);
+  const auto same = [&](const Piece& p) {
+    return p.batch == s.piece->batch && p.shares == s.piece->shares;
+  };
+  std::size_t next = next_piece_;  // pieces that change nothing do not end a segment
+  while (next < pieces_.size() && same(*pieces_[next])) ++next;
+  const i64 next_piece = next < pieces_.size() ? pieces_[next]->start : kNever;
+  const bool last = index + 1 == segments_.size();
+  const i64 end = last ? std::min(s.cap_end, next_piece) : segments_[index + 1]->start;
   const double bound = s.exact ? 0.0 : DeviationBound(s.tree, *s.shares);
   return {s.start, std::min(end, end_.position), s.batch(), s.kind, *s.shares, s.base, bound};
 }

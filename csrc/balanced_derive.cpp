@@ -91,6 +91,7 @@ void BalancedPlan::Open(i64 x, std::shared_ptr<const Piece> piece, std::vector<i
   std::vector<u64> mass = *segment->shares;
   i128 forgiven = 0;  // a used-up domain's debt goes to the others
   bool used_up = false, any = false;
+  std::vector<char> known;
   for (std::size_t d = 0; d < mass.size(); ++d) {
     if (mass[d] > 0 && base[d] >= domains_[d].cap) {
       if (on_cap_ != OnCap::kRedistribute) {
@@ -102,10 +103,11 @@ void BalancedPlan::Open(i64 x, std::shared_ptr<const Piece> piece, std::vector<i
       ideal[d] = drawn;
       mass[d] = 0;
       used_up = true;
-      const auto same = [&](const CapEvent& e) { return e.domain == static_cast<i32>(d); };
-      if (std::none_of(events_.begin(), events_.end(), same)) {
-        events_.push_back({x, static_cast<i32>(d)});
+      if (known.empty()) {  // which domains have had their event; rarely needed, so made here
+        known.assign(domains_.size(), 0);
+        for (const CapEvent& e : events_) known[static_cast<std::size_t>(e.domain)] = 1;
       }
+      if (!known[d]) events_.push_back({x, static_cast<i32>(d)});
     }
     any = any || mass[d] > 0;
   }

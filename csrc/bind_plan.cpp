@@ -182,29 +182,33 @@ py::dict Explain(Plan& plan, i64 position) {
   return d;
 }
 
-// (position, piece_start, counts, at_start, debt) of every checkpoint held.
+// (position, piece_start, counts, at_start, debt, capped_at) of every checkpoint held.
 py::list Checkpoints(Plan& plan) {
   const auto checkpoints = WithoutGil([&] { return plan.Checkpoints(); });
   py::list list;
   for (const Checkpoint& c : checkpoints) {
     list.append(py::make_tuple(c.position, c.piece_start, ArrayOf(c.counts), ArrayOf(c.at_start),
-                               ArrayOf(c.debt)));
+                               ArrayOf(c.debt), ArrayOf(c.capped_at)));
   }
   return list;
 }
 
 void Restore(Plan& plan, i64 position, i64 piece_start, const py::object& counts,
-             const py::object& at_start, const py::object& debt) {
+             const py::object& at_start, const py::object& debt, const py::object& capped_at) {
   const auto vector = [](const auto& array) {
     return std::vector(array.data(), array.data() + array.size());
   };
   CheckRange("position", position, 0, kMaxPosition);
   CheckRange("piece_start", piece_start, 0, position);
-  Checkpoint c{position, piece_start, vector(CheckedArray<i64>(counts, "counts", 1)),
+  Checkpoint c{position,
+               piece_start,
+               vector(CheckedArray<i64>(counts, "counts", 1)),
                vector(CheckedArray<i64>(at_start, "at_start", 1)),
-               vector(CheckedArray<double>(debt, "debt", 1))};
+               vector(CheckedArray<double>(debt, "debt", 1)),
+               vector(CheckedArray<i64>(capped_at, "capped_at", 1))};
   const auto most = static_cast<std::size_t>(WithoutGil([&] { return plan.num_domains(); }));
-  if (c.counts.size() > most || c.at_start.size() > most || c.debt.size() > most) {
+  if (c.counts.size() > most || c.at_start.size() > most || c.debt.size() > most ||
+      c.capped_at.size() > most) {
     throw ValueError("counts must have at most one entry a domain (" + std::to_string(most) +
                      "), got " + std::to_string(c.counts.size()));
   }
@@ -282,7 +286,7 @@ void BindPlan(py::module_& m) {
       .def("explain", &Explain, arg("position"))
       .def("checkpoints", &Checkpoints)
       .def("restore", &Restore, arg("position"), arg("piece_start"), arg("counts"), arg("at_start"),
-           arg("debt"))
+           arg("debt"), arg("capped_at"))
       .def("memory_bytes",
            [](Plan& plan) { return WithoutGil([&] { return plan.MemoryBytes(); }); })
       .def_property_readonly(

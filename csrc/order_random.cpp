@@ -35,10 +35,8 @@ class RandomPlan final : public SequentialPlan {
       ++count;
       ++live_.position;
       if (count == cap && on_cap_ == OnCap::kRedistribute) {
-        if (std::none_of(events_.begin(), events_.end(),
-                         [&](const CapEvent& e) { return e.domain == d; })) {
-          events_.push_back({live_.position, d});
-        }
+        live_.capped_at.resize(domains_.size(), 0);
+        live_.capped_at[static_cast<std::size_t>(d)] = live_.position;
         Prepare();
         if (end_.position <= live_.position) return i + 1;
       }

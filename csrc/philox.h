@@ -24,7 +24,7 @@ MIXCORE_HD constexpr Philox4 Philox(Philox4 c, u32 k0, u32 k1) {
   return c;
 }
 
-// The four purposes that a stream is asked for; the last counter word, so that no two ever collide.
+// The purposes that a stream is asked for; the last counter word, so that no two ever collide.
 enum class Purpose : u32 { kEpoch = 1, kBatch = 2, kDraw = 3 };
 
 // Words for (key, ordinal, attempt) and a purpose. `key` is a 64-bit hash of (seed, name).

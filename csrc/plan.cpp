@@ -8,13 +8,24 @@
 
 namespace mixcore {
 
+namespace {
+
+// Room for `more` entries, growing as push_back would: reserve() alone would move all every time.
+template <typename T>
+void Reserve(std::vector<T>* v, std::size_t more) {
+  const std::size_t needed = v->size() + more;
+  if (needed > v->capacity()) v->reserve(std::max(needed, 2 * v->capacity()));
+}
+
+}  // namespace
+
 void Plan::Grow(std::vector<Domain> domains, std::vector<Piece> pieces) {
   std::vector<std::shared_ptr<const Piece>> made;
   for (Piece& piece : pieces) made.push_back(std::make_shared<const Piece>(std::move(piece)));
   const std::unique_lock lock(mutex_);
-  domains_.reserve(domains_.size() + domains.size());  // nothing below may fail half-way
-  views_.reserve(views_.size() + domains.size());
-  pieces_.reserve(pieces_.size() + made.size());
+  Reserve(&domains_, domains.size());  // nothing below may fail half-way
+  Reserve(&views_, domains.size());
+  Reserve(&pieces_, made.size());
   for (Domain& domain : domains) {
     const u64 size = static_cast<u64>(domain.size == 0 ? 1 : domain.size);
     views_.push_back({domain.key, domain.size, Divider::Of(size), Radix::Of(size)});

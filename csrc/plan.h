@@ -62,10 +62,11 @@ struct CapEvent {
 // All that a replay of a sequential order needs in order to go on from a position.
 struct Checkpoint {
   i64 position = 0;
-  i64 piece_start = 0;        // start of the piece in force
-  std::vector<i64> counts;    // draws of each domain before `position`
-  std::vector<i64> at_start;  // order megatron: the same at piece_start
-  std::vector<double> debt;   // order megatron: what earlier pieces owe each domain
+  i64 piece_start = 0;         // start of the piece in force
+  std::vector<i64> counts;     // draws of each domain before `position`
+  std::vector<i64> at_start;   // order megatron: the same at piece_start
+  std::vector<double> debt;    // order megatron: what earlier pieces owe each domain
+  std::vector<i64> capped_at;  // order random: where each domain reached its cap, 0: not yet
 };
 
 // What explain and report show of one segment.

@@ -18,7 +18,6 @@ constexpr i64 kChunk = 1 << 16;
 
 void SequentialPlan::Forget(i64 position) {
   while (!checkpoints_.empty() && checkpoints_.back().position > position) checkpoints_.pop_back();
-  while (!events_.empty() && events_.back().position >= position) events_.pop_back();
   if (end_.position >= position) end_ = End{};
   endless_to_ = std::min(endless_to_, position);
   if (live_.position > position) live_ = Checkpoint{};
@@ -83,13 +82,26 @@ void SequentialPlan::Seek(i64 position) {
   Run(steps, nullptr, nullptr);
 }
 
-// Where the run ends if that is at or before `last`: with caps it takes a replay to know, up to a
-// batch boundary (the end is one) and some way ahead, so that a loader does not replay every batch.
+// Whether caps can end the run at all: not where some domain without a cap takes over.
+bool SequentialPlan::MayEnd() const {
+  return std::any_of(pieces_.begin(), pieces_.end(), [&](const auto& piece) {
+    bool some = false, all = true;
+    for (std::size_t d = 0; d < piece->shares.size(); ++d) {
+      if (piece->shares[d] == 0) continue;
+      const bool capped = domains_[d].cap != kNever;
+      some = some || capped;
+      all = all && capped;
+    }
+    return on_cap_ == OnCap::kRedistribute ? all : some;
+  });
+}
+
+// Where the run ends if that is at or before `last`: it takes a replay to know, up to a batch
+// boundary (the end is one) and some way ahead, so that a loader does not replay every batch.
 i64 SequentialPlan::RunEnd(i64 last) {
-  const bool capped = std::any_of(domains_.begin(), domains_.end(),
-                                  [](const Domain& d) { return d.cap != kNever; });
-  if (capped && last >= endless_to_ && end_.position == kNever) {
-    const i64 ahead = last + kChunk;
+  if (last >= endless_to_ && end_.position == kNever && MayEnd()) {
+    Seek(last);  // if that is too far, the error names the position that was asked for
+    const i64 ahead = std::max(last + 1, std::min(last + kChunk, kMaxPosition));
     std::size_t index = pieces_.size();
     while (index > 1 && pieces_[index - 1]->start > ahead) --index;
     const Piece& piece = *pieces_[index - 1];
@@ -155,11 +167,16 @@ End SequentialPlan::FindEnd(i64 horizon) {
 
 std::vector<CapEvent> SequentialPlan::CapEvents(i64 horizon) {
   const std::unique_lock lock(mutex_);
-  RunEnd(horizon);
   std::vector<CapEvent> events;
-  for (const CapEvent& e : events_) {
-    if (e.position <= horizon) events.push_back(e);
+  const bool capped = std::any_of(domains_.begin(), domains_.end(),
+                                  [](const Domain& d) { return d.cap != kNever; });
+  if (!capped) return events;
+  Seek(std::min(horizon, RunEnd(horizon)));
+  for (std::size_t d = 0; d < live_.capped_at.size(); ++d) {
+    if (live_.capped_at[d]) events.push_back({live_.capped_at[d], static_cast<i32>(d)});
   }
+  std::sort(events.begin(), events.end(),
+            [](const CapEvent& a, const CapEvent& b) { return a.position < b.position; });
   return events;
 }
 
@@ -167,7 +184,9 @@ SegmentInfo SequentialPlan::Explain(i64 position) {
   i64 start = 0;
   SegmentInfo info{};
   {
-    const std::shared_lock lock(mutex_);
+    const std::unique_lock lock(mutex_);
+    if (position >= RunEnd(position)) RaiseEnd(end_, position);
+    if (pieces_.empty()) throw LedgerError("the plan has no piece yet");
     std::size_t index = pieces_.size();
     while (index > 1 && pieces_[index - 1]->start > position) --index;
     const Piece& piece = *pieces_[index - 1];

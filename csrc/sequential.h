@@ -34,12 +34,12 @@ class SequentialPlan : public Plan {
 
   Checkpoint live_;
   End end_;
-  std::vector<CapEvent> events_;
 
  private:
   void Seek(i64 position);
   i64 Run(i64 count, i32* domain, i64* draw);
   void Keep();
+  bool MayEnd() const;
   i64 RunEnd(i64 last);
 
   std::vector<Checkpoint> checkpoints_;  // ascending

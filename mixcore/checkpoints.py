@@ -67,6 +67,7 @@ def save(ledger: "Ledger", path: str | Path) -> None:
             counts=table([c[2] for c in held]),
             at_start=table([c[3] for c in held]),
             debt=table([c[4] for c in held]),
+            capped_at=table([c[5] for c in held]),
         )
         flush_to_disk(f)
         os.replace(f.name, target)
@@ -91,17 +92,25 @@ def load(ledger: "Ledger", path: str | Path) -> int:
                 data["counts"],
                 data["at_start"],
                 data["debt"],
+                data["capped_at"],
                 strict=True,
             )
         )
         fit = [e for e in entries if ledger.digest_at(e[0]) == e[3]]
-        for position, piece_start, known, _, counts, at_start, debt in fit:
+        for position, piece_start, known, _, counts, at_start, debt, capped_at in fit:
             counts = counts[: len(ledger.domains)]  # later domains are padding here
             if counts.sum() != position or (counts < 0).any():
                 raise ValueError(f"the counts at position {position} do not add up")
             if ledger.order == "megatron" and position and known == 0:
                 raise ValueError(f"the entry at position {position} is incomplete")
-            ledger._plan.restore(position, piece_start, counts, at_start[:known], debt[:known])
+            ledger._plan.restore(
+                position,
+                piece_start,
+                counts,
+                at_start[:known],
+                debt[:known],
+                capped_at[: len(counts)],
+            )
     except DAMAGED as e:
         warnings.warn(
             f"{source} is not used, positions will be replayed instead: {e}", stacklevel=3

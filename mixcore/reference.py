@@ -135,22 +135,54 @@ class Node:
 
 
 def build_tree(shares: Sequence[int], debts: Sequence[int]) -> Node:
-    """Huffman over the positive shares; each node's offset carries the debt of earlier segments."""
-    queue = [(s, d, Node(s, debts[d], domain=d)) for d, s in enumerate(shares) if s > 0]
-    serial = len(shares)
-    while len(queue) > 1:
+    """A tree over the positive shares whose offsets carry the debt of earlier segments."""
+    leaves = [Node(s, debts[d], domain=d) for d, s in enumerate(shares) if s > 0]
+    leaves.sort(key=lambda leaf: (leaf.mass, leaf.domain))
+    huffman = _huffman(leaves)
+    if path_sum(huffman) <= 5 << 30:  # 2.5: a leaf strays by at most half of it
+        return huffman
+    other = _shannon_fano(leaves)
+    return other if path_sum(other) < path_sum(huffman) else huffman
+
+
+def _huffman(leaves: Sequence[Node]) -> Node:
+    """Merge the two smallest again and again; ties: leaves first, then the older subtree."""
+    queue = [(leaf.mass, serial, leaf) for serial, leaf in enumerate(leaves)]
+    for serial in range(len(leaves), 2 * len(leaves) - 1):
         queue.sort(key=lambda entry: entry[:2])
-        (_, _, left), (_, _, right) = queue[:2]
-        mass, debt = left.mass + right.mass, left.debt + right.debt
-        p = ((left.mass << 64) + mass // 2) // mass
-        leaves = left.leaves + right.leaves
-        core = max(-TOTAL, min(TOTAL, debt))
-        target = (p * core >> 64) + (debt - core) * left.leaves // leaves
-        phi = max(0, min(M64, (1 << 63) + 4 * (left.debt - target)))
-        node = Node(mass, debt, leaves, -1, left, right, p, phi)
-        queue = [*queue[2:], (mass, serial, node)]
-        serial += 1
+        node = _join(queue[0][2], queue[1][2])
+        queue = [*queue[2:], (node.mass, serial, node)]
     return queue[0][2]
+
+
+def _shannon_fano(leaves: Sequence[Node]) -> Node:
+    """Split the sorted leaves: on the left as many as have at most half of the mass, or one."""
+    if len(leaves) == 1:
+        return leaves[0]
+    before = list(accumulate(leaf.mass for leaf in leaves))
+    split = max(1, sum(2 * mass <= before[-1] for mass in before))
+    return _join(_shannon_fano(leaves[:split]), _shannon_fano(leaves[split:]))
+
+
+def _join(left: Node, right: Node) -> Node:
+    mass, debt, leaves = left.mass + right.mass, left.debt + right.debt, left.leaves + right.leaves
+    p = ((left.mass << 64) + mass // 2) // mass
+    core = max(-TOTAL, min(TOTAL, debt))
+    target = (p * core >> 64) + (debt - core) * left.leaves // leaves
+    phi = max(0, min(M64, (1 << 63) + 4 * (left.debt - target)))
+    return Node(mass, debt, leaves, -1, left, right, p, phi)
+
+
+def path_sum(node: Node, above: tuple[int, ...] = (), root: bool = True) -> int:
+    """The largest sum of w_leaf / w_v over a leaf's path without the root, units of 2^-31."""
+    if node.left is None or node.right is None:
+        total = 1 << 31
+        for mass in above:
+            shift = max(0, mass.bit_length() - 32)
+            total += ((node.mass >> shift) << 31) // (mass >> shift)
+        return total
+    above = above if root else (*above, node.mass)
+    return max(path_sum(node.left, above, False), path_sum(node.right, above, False))
 
 
 def tree_counts(node: Node, n: int, counts: list[int]) -> None:

@@ -210,5 +210,11 @@ def resolve(
 
 def megatron_normalise(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """Divide by the sum twice, as Megatron's dataset builder and then its BlendedDataset do."""
-    once = values / np.sum(values)
+    with np.errstate(over="ignore"):
+        total = np.sum(values)
+    if not np.isfinite(total):
+        raise ArgumentError(
+            f"weights must have a finite sum in order 'megatron', got {values.tolist()}"
+        )
+    once = values / total
     return once / np.sum(once)

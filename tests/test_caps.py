@@ -153,3 +153,31 @@ def test_order_megatron_refuses_caps():
     with pytest.raises(ValueError, match="order 'megatron' has no caps"):
         ledger.append(40, [1, 1], add=[mixcore.Domain("b", 10, max_epochs=2)])
     assert len(ledger.domains) == 1
+
+
+def test_cap_events_do_not_depend_on_what_was_asked_before(tmp_path):
+    def fresh():
+        domains = [mixcore.Domain("a", 10**6)]
+        domains += [mixcore.Domain(n, 5, max_epochs=1) for n in "bc"]
+        return mixcore.Ledger(domains, [1, 1, 1], batch_size=1, order="random")
+
+    ledger, want = fresh(), fresh().cap_events(300_000)
+    assert len(want) == 2
+    mixcore.Sampler(ledger).picks(0, 300_000)
+    ledger.save(tmp_path / "l")
+    assert mixcore.Ledger.load(tmp_path / "l").cap_events(300_000) == want
+    ledger.append(want[0][0], [1, 1, 1])
+    assert ledger.cap_events(300_000) == want
+
+
+@pytest.mark.parametrize("order", ["balanced", "random", "megatron"])
+def test_explain_does_not_depend_on_what_was_asked_before(order):
+    def ends(ask_first):
+        schedule = [(800, [1, 1]), (1_600, [1, 1]), (2_400, [1, 2])]
+        domains = [mixcore.Domain("a", 100), mixcore.Domain("b", 50)]
+        ledger = mixcore.Ledger(domains, [1, 1], batch_size=8, order=order, schedule=schedule)
+        if ask_first:
+            mixcore.Sampler(ledger).counts(10_000)
+        return [(ledger.explain(p).start, ledger.explain(p).end) for p in range(0, 3_200, 400)]
+
+    assert ends(True) == ends(False)

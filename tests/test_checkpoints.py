@@ -45,7 +45,7 @@ def test_a_far_position_can_be_reached_step_by_step_and_after_a_restart(
     ledger = make_ledger(3, order=order)
     # What a run that came this far would hold: a checkpoint near the position it resumes at.
     counts = np.array([far - 2, 1, 1])
-    ledger._plan.restore(far, 0, counts, np.zeros(3, np.int64), np.zeros(3))
+    ledger._plan.restore(far, 0, counts, np.zeros(3, np.int64), np.zeros(3), np.zeros(0, np.int64))
     ledger.save(path)
     again = mixcore.Sampler(mixcore.Ledger.load(path))
     assert again.picks(far, 100).domain.shape == (100,)
@@ -105,5 +105,6 @@ def test_balanced_keeps_no_such_file(tmp_path):
     mixcore.Sampler(ledger).picks(0, 100_000)
     ledger.save(tmp_path / "ledger.json")
     assert [p.name for p in tmp_path.iterdir()] == ["ledger.json"]
+    none = np.zeros(0, np.int64)
     with pytest.raises(ValueError, match="this order has no checkpoints"):
-        ledger._plan.restore(0, 0, np.zeros(3, np.int64), np.zeros(0, np.int64), np.zeros(0))
+        ledger._plan.restore(0, 0, np.zeros(3, np.int64), none, np.zeros(0), none)

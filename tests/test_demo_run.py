@@ -1,5 +1,6 @@
-"""The demo from end to end in its fast form, killed by the user as well as by itself."""
+"""The demo from end to end in its fast form, killed by the user as well as by itself, steered."""
 
+import re
 import signal
 import struct
 import subprocess
@@ -8,6 +9,8 @@ import time
 from pathlib import Path
 
 import pytest
+
+import mixcore
 
 for needed in ("torch", "tokenizers", "matplotlib", "rich"):
     pytest.importorskip(needed)
@@ -43,6 +46,40 @@ def test_killed_by_the_user_then_run_again(tmp_path):
     assert text.count("PASS") == 7
     picture = (out / "mixture.png").read_bytes()
     assert struct.unpack(">II", picture[16:24]) == (1400, 1400)
+
+
+def test_steered_by_a_method(tmp_path):
+    """2 ranks, 2 workers each, a change every 3 steps, SIGKILL between checkpoints, 1 rank."""
+    out = tmp_path / "out"
+    code, text = run(out, "--method", "odm")
+    assert code == 0, text
+    assert "2 ranks then 1 rank" in text
+    assert text.count("PASS") == 11
+    lost = re.search(r"(\d+) lost with a kill, undone on the record", text)
+    assert lost is not None
+    assert int(lost[1]) >= 2  # steps 20 ... 28 were trained again
+    ledger = mixcore.Ledger.load(out / "ledger.json")
+    assert {d.author for d in ledger.decisions} == {"", "mixcore.odm", "mixcore.controller"}
+    assert len({p.shares.tobytes() for p in ledger.pieces}) == len(ledger.pieces) >= 10
+    assert "unicode" in ledger.decisions[-1].reason
+    picture = (out / "mixture.png").read_bytes()
+    assert struct.unpack(">II", picture[16:24]) == (1400, 1400)
+
+
+@pytest.mark.parametrize(
+    ("method", "words"),
+    [
+        ("aioli", "needs the signal val_loss, which the demo does not measure"),
+        ("uniform", "is static"),
+        ("omd", "did you mean 'odm'"),
+    ],
+)
+def test_method_that_cannot_steer(tmp_path, method, words):
+    code, text = run(tmp_path / "out", "--method", method)
+    assert code == 2
+    assert text.count("\n") == 1
+    assert words in text
+    assert not (tmp_path / "out").exists()
 
 
 def test_folder_of_somebody_else(tmp_path):

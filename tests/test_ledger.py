@@ -150,6 +150,14 @@ def test_megatron_weights_are_normalised_twice_and_kept_as_hex():
     assert np.array_equal(p.draw, draw)
 
 
+def test_megatron_refuses_weights_whose_sum_is_infinite():
+    with pytest.raises(
+        ValueError, match=r"weights must have a finite sum .* got \[1e\+308, 1e\+308\]"
+    ):
+        make_ledger(2, [1e308, 1e308], order="megatron")
+    assert make_ledger(2, [1e308, 1e308]).weights_at(0).tolist() == [0.5, 0.5]
+
+
 def test_megatron_pauses_a_domain_that_the_greedy_rule_would_draw():
     ledger = make_ledger(3, [0.0, 1.0, 0.0], order="megatron")
     assert set(mixcore.Sampler(ledger).picks(0, 100).domain) == {1}

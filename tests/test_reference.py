@@ -98,18 +98,20 @@ def test_random(history, data):
 def test_a_settled_batch_is_the_twin_s():
     """Debts of more than one sample (domains paused while behind) are paid in one batch."""
     rng = np.random.default_rng(3)
+    num, batch = 90, 16
     plan = _core.Plan("balanced", 5, "redistribute")
-    specs = [reference.DomainSpec(i, 100) for i in range(60)]
-    for i in range(60):
+    specs = [reference.DomainSpec(i, 100) for i in range(num)]
+    for i in range(num):
         plan.add_domain(f"d{i}", i, 100, -1)
     pieces = []
-    for i in range(40):
-        weights = rng.dirichlet(np.full(60, 0.1)) + 1e-12
-        pieces.append(
-            reference.PieceSpec(i * 32, 16, reference.shares_of_weights(weights.tolist()))
-        )
-        plan.append(i * 32, 16, np.array(pieces[-1].shares, np.uint64), None)
+    for i in range(60):
+        weights = rng.dirichlet(np.full(num, 0.1)) + 1e-12
+        shares = reference.shares_of_weights(weights.tolist())
+        pieces.append(reference.PieceSpec(i * 4 * batch, batch, shares))
+        plan.append(i * 4 * batch, batch, np.array(shares, np.uint64), None)
     twin = reference.Run("balanced", 5, specs, pieces)
-    got = plan.picks(0, 40 * 32, 1, 15)
-    assert list(zip(*(a.tolist() for a in got), strict=True)) == twin.picks(40 * 32)
+    count = 60 * 4 * batch
+    assert list(zip(*(a.tolist() for a in plan.picks(0, count, 1, 15)), strict=True)) == twin.picks(
+        count
+    )
     assert any(plan.explain(p.start)["kind"] == "settle" for p in pieces)

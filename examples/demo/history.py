@@ -25,6 +25,15 @@ class LogError(Exception):
     """A log that cannot be read or that contradicts itself."""
 
 
+@dataclass(frozen=True)
+class Check:
+    """One thing proved or refuted."""
+
+    name: str
+    ok: bool
+    detail: str
+
+
 @dataclass
 class Samples:
     """Samples in the order of the logs; every column is int64[n]."""
@@ -51,13 +60,24 @@ class Attempt:
     number: int
     start: dict[str, Any]
     ranks: dict[int, list[dict[str, Any]]] = field(default_factory=dict)
-    decisions: list[dict[str, Any]] = field(default_factory=list)
+    updates: dict[int, list[dict[str, Any]]] = field(default_factory=dict)  # by rank
     torn: int = 0  # incomplete last lines put aside
 
     @property
     def world(self) -> int:
         """Number of data-parallel ranks."""
         return int(self.start["world"])
+
+    @property
+    def decisions(self) -> list[dict[str, Any]]:
+        """Decisions that it made: a kill may have kept a rank from logging the last one."""
+        longest = max(self.updates.values(), key=len)
+        return [line for line in longest if line["kind"] == "decision"]
+
+    @property
+    def record(self) -> list[dict[str, Any]]:
+        """Decisions that it found in its ledger, and those that it made."""
+        return [*self.start["decisions"], *self.decisions]
 
     @property
     def first_step(self) -> int:
@@ -96,9 +116,35 @@ class History:
         return [int(d["size"]) for d in self.start["domains"]]
 
     @property
+    def method(self) -> str | None:
+        """The method that steered, None with a fixed schedule."""
+        return self.start.get("method")
+
+    @property
+    def record(self) -> list[dict[str, Any]]:
+        """Every decision after the start, in the order in which the last attempt's ledger has them.
+
+        Those that a resumed attempt has put out of force are among them.
+        """
+        return self.attempts[-1].record
+
+    @property
     def decisions(self) -> list[dict[str, Any]]:
-        """Live decisions: those the last attempt found in its ledger, and those it made."""
-        return [*self.start["decisions"], *self.attempts[-1].decisions]
+        """The decisions in force at some position."""
+        return in_force(self.record)
+
+
+def in_force(record: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return what a record comes to, by position.
+
+    A decision takes the place of one at its own position and, with replace_future, of later ones.
+    """
+    kept: dict[int, dict[str, Any]] = {}
+    for line in record:
+        if line.get("replace_future"):
+            kept = {at: other for at, other in kept.items() if at < line["at"]}
+        kept[line["at"]] = line
+    return [kept[at] for at in sorted(kept)]
 
 
 def read(folder: Path) -> History:
@@ -117,8 +163,7 @@ def read(folder: Path) -> History:
         for line in steps:
             check_step(path.name, line, num_domains=len(start["domains"]))
         attempt.ranks[start["rank"]] = steps
-        if start["rank"] == 0:
-            attempt.decisions = [line for line in lines if line["kind"] == "decision"]
+        attempt.updates[start["rank"]] = [x for x in lines if x["kind"] in ("decision", "kept")]
     if not attempts:
         raise LogError(f"no log of a run in {folder}")
     return assemble([attempts[n] for n in sorted(attempts)])

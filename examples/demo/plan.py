@@ -2,12 +2,17 @@
 
 >>> plan = make_plan(["python", "licence"], fast=True)
 >>> plan.steps, plan.kill_step, plan.checkpoint_every
-(60, 29, 10)
+(60, 28, 10)
 """
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
+
+from steering import options
+
+from mixcore.controller import default_lag
 
 # Weights at the start, after 35% and from 70% of the steps on; in between they move on a line.
 WEIGHTS: dict[str, tuple[float, float, float]] = {
@@ -45,6 +50,10 @@ class Plan:
     learning_rate: float = 3e-3
     scale: float = 1.0  # of the byte caps
     workers: int = 1  # DataLoader workers of each rank
+    method: str | None = None  # steers the run in place of anchors and live decision
+    method_options: dict[str, Any] = field(default_factory=dict)
+    update_every: int = 0  # steps between two updates of the method
+    lag_steps: int = 0  # steps from a decision to its effect
 
     def save(self, path: Path) -> None:
         """Write the plan as JSON."""
@@ -58,8 +67,13 @@ class Plan:
         return cls(**facts)
 
 
-def make_plan(domains: list[str], fast: bool = False, steps: int | None = None) -> Plan:
-    """Return the plan for these domains; `fast` is the half-minute version for smoke tests."""
+def make_plan(
+    domains: list[str], fast: bool = False, steps: int | None = None, method: str | None = None
+) -> Plan:
+    """Return the plan for these domains; `fast` is the half-minute version for smoke tests.
+
+    With `method` the weights are equal at first, and what they become is the method's affair.
+    """
     steps = steps or (60 if fast else 1200)
     checkpoint_every = max(2, steps // (6 if fast else 24))
     kill_step = int(0.48 * steps)
@@ -69,7 +83,14 @@ def make_plan(domains: list[str], fast: bool = False, steps: int | None = None) 
     for knot, column in zip(KNOTS, range(3), strict=True):
         weights = [WEIGHTS[name][column] for name in domains]
         anchors.append((int(knot * steps), [w / sum(weights) for w in weights]))
-    small = {"scale": 0.1, "width": 64, "layers": 2} if fast else {}
+    more: dict[str, Any] = {"scale": 0.1, "width": 64, "layers": 2} if fast else {}
+    if method is not None:
+        anchors = [(0, [1 / len(domains)] * len(domains))]
+        # The lag must do for the size that fetches furthest ahead: one micro-batch a step.
+        more |= {"workers": 2, "lag_steps": default_lag(num_workers=2)}
+        every = 3 if fast else 10
+        chosen = options(method, len(domains), steps, every)
+        more |= {"method": method, "method_options": chosen, "update_every": every}
     return Plan(
         domains=list(domains),
         anchors=anchors,
@@ -79,5 +100,5 @@ def make_plan(domains: list[str], fast: bool = False, steps: int | None = None) 
         live_step=int(0.8 * steps),
         checkpoint_every=checkpoint_every,
         fast=fast,
-        **small,
+        **more,
     )

@@ -14,14 +14,16 @@ import matplotlib.pyplot as plt
 import numpy as np
 from history import History, read
 from matplotlib.axes import Axes
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
-from proof import achieved, planned
+from proof import achieved, planned, word
 
 # Eight colours that stay apart for colour-blind eyes (Okabe & Ito 2008; a grey for its black,
 # the yellow darkened for white paper).
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#6E6E6E", "#B5A800")
+RED = "#C1272D"
 WINDOWS = 30  # of the achieved shares and of the moving average, over the whole run
+STRIP = 0.13  # below the shares, of their range, for the ticks of a method's decisions
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
 
 
@@ -40,8 +42,10 @@ def draw(history: History, path: Path) -> None:
         mark_events(axis, history, with_text=axis is axes[0])
     axes[2].set_xlabel("optimizer step")
     axes[2].set_xlim(0, steps)
+    steered = f"steered by {history.method}: " if history.method else ""
     figure.suptitle(
-        f"{len(history.names)} domains, {steps:,} steps of {history.start['batch_size']} samples,"
+        f"{steered}{len(history.names)} domains, {steps:,} steps of"
+        f" {history.start['batch_size']} samples,"
         f" {len(history.attempts)} attempts (grey: lost with a kill and trained again)",
         x=0.07,
         ha="left",
@@ -63,9 +67,17 @@ def panel_shares(axis: Axes, history: History, steps: int) -> None:
     for d, colour in enumerate(colours(history)):
         axis.step(np.arange(steps), plan[:, d], where="post", color=colour, lw=1.4)
         axis.plot(middle, share[:, d], MARKERS[d % 8], color=colour, ms=8, mec="white", mew=0.8)
+    axis.yaxis.set_major_locator(MaxNLocator(nbins=8, steps=[1, 2, 5, 10]))
     axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    axis.set_ylim(0, max(plan.max(), share.max()) * 1.12)
-    heading(axis, f"planned weights (lines), achieved shares (markers: {window} steps each)")
+    top = max(plan.max(), share.max()) * 1.12
+    axis.set_ylim(0, top)
+    if history.method:  # nearer, with room below for ticks and above for words
+        low, high = min(plan.min(), share.min()), max(plan.max(), share.max())
+        words = 0.05 + 0.15 * (len(history.attempts) - 1)
+        axis.set_ylim(low - (STRIP + 0.03) * (high - low), high + words * (high - low))
+    heading(
+        axis, f"{word(history)} weights (lines), achieved shares (markers: {window} steps each)"
+    )
     label_ends(axis, history, plan[-1])
 
 
@@ -108,13 +120,39 @@ def mark_events(axis: Axes, history: History, with_text: bool) -> None:
                 "\n" * lines + f"killed in step {before.last_step + 1} ({ranks(before.world)}), \n"
             )
             text += f"resumed from step {after.first_step} ({ranks(after.world)}) "
-            axis.text(after.first_step - 2, top, text, ha="right", va="top", fontsize=11)
+            place, side = after.first_step - 2, "right"
+            if after.first_step < 0.25 * history.start["steps"]:  # no room there
+                place, side = before.last_step + 2, "left"
+            axis.text(place, top, text, ha=side, va="top", fontsize=11)
             lines += 2
+    if history.method:
+        if with_text:
+            rug(axis, history)
+        return
     for decision in history.decisions:
         axis.axvline(decision["at"] / batch, color="0.25", lw=1.2, ls=(0, (4, 3)))
         if with_text:
             axis.text(decision["at"] / batch, top, " live change", ha="left", va="top", fontsize=11)
     axis.set_ylim(top=top)
+
+
+def rug(axis: Axes, history: History) -> None:
+    """Mark where decisions took effect, and those that were lost with a kill and made anew."""
+    batch = int(history.start["batch_size"])
+    lost = [
+        line["at"] / batch
+        for before, after in zip(history.attempts, history.attempts[1:], strict=False)
+        for line in before.decisions
+        if line["step"] > after.first_step
+    ]
+    valid = [line["at"] / batch for line in history.decisions]
+    place = axis.get_xaxis_transform()
+    axis.vlines(valid, 0.0, 0.04, transform=place, color="0.15", lw=1.1)
+    axis.vlines(lost, 0.05, 0.09, transform=place, color=RED, lw=1.1)
+    text = "ticks: decisions come into force"
+    if lost:
+        text = "ticks: decisions (red: lost with the kill, made anew)"
+    axis.set_title(text, loc="right", fontsize=11, pad=6)
 
 
 def ranks(world: int) -> str:

@@ -12,11 +12,12 @@ Exit code 1 if anything fails.
 import argparse
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import decisions
 import numpy as np
-from history import COLUMNS, History, LogError, Samples, read
+from history import COLUMNS, Check, History, LogError, Samples, in_force, read
 from numpy.typing import NDArray
 from rich import box
 from rich.console import Console
@@ -25,19 +26,11 @@ from rich.table import Table
 ALLOWED = 4.0  # samples between a domain's count and its ideal, over any history of changes
 
 
-@dataclass(frozen=True)
-class Check:
-    """One thing proved or refuted."""
-
-    name: str
-    ok: bool
-    detail: str
-
-
-def check_all(history: History) -> list[Check]:
-    """Run every check; none stops the others."""
+def check_all(history: History, ledger: Path) -> list[Check]:
+    """Run every check; none stops the others. A steered run has decisions to prove, too."""
     checks = (positions, slices, draws, epochs, content, replay, shares)
-    return [check(history) for check in checks]
+    more = decisions.check_all(history, ledger) if history.method else []
+    return [*(check(history) for check in checks), *more]
 
 
 def positions(history: History) -> Check:
@@ -136,11 +129,20 @@ def content(history: History) -> Check:
 
 
 def replay(history: History) -> Check:
-    """What was trained on twice, before the kill and after it, was the same to the last bit."""
+    """What was trained on twice, before the kill and after it, was the same to the last bit.
+
+    Where a method made a decision anew and the losses led it elsewhere, the positions from there on
+    are rightly not the same, and are not compared.
+    """
     rows = history.everything
     order = np.lexsort((rows.attempt, rows.position))
     rows = rows.select(order)
     twice = np.flatnonzero(rows.position[1:] == rows.position[:-1])
+    parts = parting(history)
+    keys = zip(rows.attempt[twice].tolist(), rows.attempt[twice + 1].tolist(), strict=True)
+    limit = np.array([parts[key] for key in keys], np.int64)
+    apart = int((rows.position[twice] >= limit).sum())
+    twice = twice[rows.position[twice] < limit]
     differ = np.zeros(len(twice), bool)
     for name in COLUMNS:
         column = getattr(rows, name)
@@ -148,11 +150,37 @@ def replay(history: History) -> Check:
     bad = rows.position[twice[differ]]
     resumed = len(history.attempts) > 1
     detail = f"{len(np.unique(rows.position[twice])):,} positions trained on before and after"
+    if apart:
+        detail += f", {apart:,} after a decision that came out otherwise"
     if not resumed:
         detail = "no attempt was resumed"
     if len(bad):
         detail = f"differs at position {some(bad)}"
     return Check("replayed = trained before", not len(bad) and (resumed or not len(twice)), detail)
+
+
+def parting(history: History) -> dict[tuple[int, int], int]:
+    """Return the first position at which two attempts' decisions differ, by their numbers.
+
+    An attempt with itself parts at no position: 2^62.
+    """
+    parts = {}
+    for i, a in enumerate(history.attempts):
+        for b in history.attempts[i:]:
+            parts[a.number, b.number] = 1 << 62
+            if history.method is None:  # nothing is decided anew
+                continue
+            ours, theirs = in_force(a.record), in_force(b.record)
+            ends = {line["at"] for line in (*ours, *theirs)}
+            odd = [at for at in sorted(ends) if weights_at(ours, at) != weights_at(theirs, at)]
+            if odd:
+                parts[a.number, b.number] = odd[0]
+    return parts
+
+
+def weights_at(lines: list[dict[str, Any]], position: int) -> list[float] | None:
+    """Return the last weights decided for a position or one before it, None: those of the start."""
+    return next((x["weights"] for x in reversed(lines) if x["at"] <= position), None)
 
 
 def shares(history: History) -> Check:
@@ -162,7 +190,8 @@ def shares(history: History) -> Check:
     step, domain = np.unravel_index(off.argmax(), off.shape)
     detail = f"off by at most {off.max():.2f} samples (allowed {ALLOWED:g}): "
     detail += f"{history.names[domain]}, step {step}"
-    return Check("achieved shares = planned", bool(off.max() <= ALLOWED), detail)
+    name = f"achieved shares = {word(history)}"
+    return Check(name, bool(off.max() <= ALLOWED), detail)
 
 
 def planned(history: History) -> NDArray[np.float64]:
@@ -177,9 +206,14 @@ def planned(history: History) -> NDArray[np.float64]:
     anchor = at[np.searchsorted(at, steps, side="right") - 1]
     evaluated = anchor + (steps - anchor) // start["every"] * start["every"]
     plan = np.stack([np.interp(evaluated, at, column) for column in weights.T], axis=1)
-    for decision in sorted(history.decisions, key=lambda d: int(d["at"])):
+    for decision in history.decisions:
         plan[decision["at"] // start["batch_size"] :] = decision["weights"]
     return plan / plan.sum(axis=1, keepdims=True)
+
+
+def word(history: History) -> str:
+    """Say whose the weights are: of a plan made before the run, or decided in it."""
+    return "decided" if history.method else "planned"
 
 
 def achieved(history: History) -> NDArray[np.int64]:
@@ -209,6 +243,12 @@ def notes(history: History) -> Iterator[str]:
         line = f"attempt {attempt.number}: steps {attempt.first_step} ... {attempt.last_step} "
         line += f"in {attempt.world} rank{'s' * (attempt.world > 1)}"
         yield line + (f", {attempt.torn} unfinished line put aside" if attempt.torn else "")
+    if history.method:
+        yield (
+            f"{history.method}: {len(history.record)} decisions on the record, "
+            f"{len(history.decisions)} came into force, every one with its reason in ledger.json"
+        )
+        return
     for decision in history.decisions:
         yield f"live decision at position {decision['at']:,}: {decision['reason']}"
 
@@ -226,7 +266,16 @@ def table(history: History) -> Table:
         padding=(0, 1, 0, 0),
         pad_edge=False,
     )
-    for column in ("domain", "size", "samples", "epochs", "planned", "achieved", "off by", "loss"):
+    for column in (
+        "domain",
+        "size",
+        "samples",
+        "epochs",
+        word(history),
+        "achieved",
+        "off by",
+        "loss",
+    ):
         result.add_column(column, justify="left" if column == "domain" else "right", no_wrap=True)
     for d, name in enumerate(history.names):
         first, last = loss(history, d, slice(0, part)), loss(history, d, slice(-part, None))
@@ -255,7 +304,7 @@ def prove(folder: Path, console: Console) -> bool:
     console.print(table(history))
     for note in notes(history):
         console.print(f"      {note}", highlight=False, soft_wrap=True)
-    checks = check_all(history)
+    checks = check_all(history, folder.parent / "ledger.json")
     for check in checks:
         verdict = "[bold green]PASS[/]" if check.ok else "[bold red]FAIL[/]"
         console.print(f"{verdict}  {check.name}: {check.detail}", soft_wrap=True, highlight=False)

@@ -2,6 +2,7 @@
 
     $ python examples/demo/run.py --out demo-out          # a few minutes on two cores
     $ python examples/demo/run.py --out demo-out --fast   # half a minute, for smoke tests
+    $ python examples/demo/run.py --method odm            # a method steers: into demo-out-odm
 
 Run again with the same --out after an interruption, it goes on from the last checkpoint; after a
 finished run it starts afresh. Exit code 0 if the proof holds, 1 if not, 2 for a user's mistake.
@@ -83,7 +84,9 @@ def claim(out: Path) -> int:
             time.sleep(0.1)
 
 
-def unfinished(out: Path, fast: bool, steps: int | None, fresh: bool) -> Plan | None:
+def unfinished(
+    out: Path, fast: bool, steps: int | None, method: str | None, fresh: bool
+) -> Plan | None:
     """Return the plan of an interrupted run; or empty the folder and return None; say which."""
     if not (out / "plan.json").exists():
         console.print(f"Starting afresh in {out}: nothing there to go on with.")
@@ -93,7 +96,7 @@ def unfinished(out: Path, fast: bool, steps: int | None, fresh: bool) -> Plan | 
         console.print(f"Starting afresh in {out}, as --fresh asks.")
     else:
         plan = Plan.load(out / "plan.json")
-        if plan == make_plan(plan.domains, fast, steps):
+        if plan == make_plan(plan.domains, fast, steps, method):
             console.print(f"Going on with the interrupted run in {out}.")
             return plan
         console.print(f"Starting afresh in {out}: the run there had other options.")
@@ -112,6 +115,14 @@ def stop(message: str) -> NoReturn:
     sys.exit(2)
 
 
+def check_method(name: str) -> None:
+    """End with one line if this method cannot steer the demo."""
+    from steering import refuse
+
+    if reason := refuse(name, [domain.name for domain in corpus.DOMAINS], steps=1200):
+        stop(reason)
+
+
 def bars() -> Progress:
     """Return the progress display that all stages use."""
     return Progress(
@@ -124,7 +135,7 @@ def bars() -> Progress:
     )
 
 
-def prepare(out: Path, fast: bool, steps: int | None) -> Plan:
+def prepare(out: Path, fast: bool, steps: int | None, method: str | None) -> Plan:
     """Gather and tokenise the domains; `plan.json` is written last and says that all is there."""
     from tokens import tokenise
 
@@ -145,7 +156,7 @@ def prepare(out: Path, fast: bool, steps: int | None) -> Plan:
         for found in rows.values():
             if found.missing:
                 console.print(f"[yellow]{found.missing}[/]")
-        plan = make_plan([found.name for found in domains], fast, steps)
+        plan = make_plan([found.name for found in domains], fast, steps, method)
         task = progress.add_task("tokenise", total=len(domains), note="training the tokenizer")
         tokens = tokenise(
             domains,
@@ -206,19 +217,24 @@ def conclude(out: Path) -> bool:
 def main() -> int:
     """Run all stages; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("demo-out"), help="folder to write to")
+    parser.add_argument("--out", type=Path, help="folder to write to (demo-out, demo-out-METHOD)")
     parser.add_argument("--fast", action="store_true", help="half a minute, for smoke tests")
     parser.add_argument("--steps", type=int, help="optimizer steps (1200, or 60 with --fast)")
     parser.add_argument("--fresh", action="store_true", help="do not go on with what is in --out")
+    parser.add_argument("--method", help="let this method steer, in place of the fixed schedule")
     options = parser.parse_args()
+    options.out = options.out or Path("demo-out" + (f"-{options.method}" * bool(options.method)))
     if options.steps is not None and options.steps < 40:
         stop(f"--steps must be at least 40, got {options.steps}")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # through the finally blocks
     began = time.monotonic()
     try:
+        what = (options.fast, options.steps, options.method)
+        if options.method is not None:
+            check_method(options.method)
         lock = claim(options.out)
-        plan = unfinished(options.out, options.fast, options.steps, options.fresh)
-        plan = plan or prepare(options.out, options.fast, options.steps)
+        plan = unfinished(options.out, *what, options.fresh)
+        plan = plan or prepare(options.out, *what)
         train(options.out, plan, lock)
         holds = conclude(options.out)
     except TrainingFailed as error:

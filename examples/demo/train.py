@@ -19,13 +19,14 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from data import live_decisions, open_domains, open_ledger
+from data import in_words, live_decisions, open_controller, open_domains, open_ledger
 from model import GPT, sample_losses
 from plan import Plan
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from mixcore.batches import MixBatchSampler
+from mixcore.controller import Controller
 from mixcore.dataset import MixDataset
 
 Batch = dict[str, Tensor]  # tokens [samples, length + 1]; position, domain, ... int64[samples]
@@ -47,7 +48,7 @@ class Log:
 
 
 class Trainer:
-    """Model, optimizer, ledger and log of one rank."""
+    """Model, optimizer, ledger, log and, where a method steers, controller of one rank."""
 
     def __init__(self, out: Path, attempt: int, rank: int, world: int) -> None:
         self.out, self.attempt, self.rank, self.world = out, attempt, rank, world
@@ -67,6 +68,7 @@ class Trainer:
             world_size=world,
             end=plan.steps * plan.batch_size,
         )
+        self.controller = open_controller(self.ledger, plan, rank, world) if plan.method else None
         self.log = Log(out / "log" / f"attempt-{attempt}-rank-{rank}.jsonl")
         self.recent = torch.zeros(2, len(plan.domains), dtype=torch.float64)
 
@@ -85,6 +87,9 @@ class Trainer:
         if not files:
             return None
         state = torch.load(files[-1], weights_only=True)
+        if self.controller is not None:
+            # The ledger's file went on until the kill: what it decided since is decided anew.
+            self.controller.load_state_dict(state["controller"])
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.sampler.load_state_dict(state["sampler"])
@@ -92,7 +97,13 @@ class Trainer:
         return files[-1].name
 
     def save(self) -> None:
-        """Write a checkpoint under a temporary name and rename it: none is ever half there."""
+        """Write a checkpoint under a temporary name and rename it: none is ever half there.
+
+        Rank 0 writes; the others only tell it what their controllers have observed.
+        """
+        controller = self.controller.state_dict() if self.controller is not None else None
+        if self.rank:
+            return
         folder = self.out / "checkpoint"
         folder.mkdir(exist_ok=True)
         state = {
@@ -100,6 +111,7 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "sampler": self.sampler.state_dict(self.position),  # not what is fetched ahead
             "step": self.step,
+            "controller": controller,
         }
         torch.save(state, folder / "unfinished")
         os.replace(folder / "unfinished", folder / f"step-{self.step:06d}.pt")
@@ -110,6 +122,8 @@ class Trainer:
         """Train from the newest checkpoint to the plan's last step."""
         plan = self.plan
         checkpoint = self.resume()
+        if checkpoint is None and self.controller is not None:
+            self.save()  # so that decisions made before the next one can be made anew
         self.log.write(
             "start",
             attempt=self.attempt,
@@ -124,18 +138,23 @@ class Trainer:
             decisions=live_decisions(self.ledger),
             checkpoint=checkpoint,
             ledger=self.ledger.digest,
+            method=plan.method,
+            method_options=plan.method_options,
+            update_every=plan.update_every,
+            lag_steps=plan.lag_steps,
         )
         dataset = MixDataset(self.ledger, self.datasets)
         loader = DataLoader(dataset, batch_sampler=self.sampler, num_workers=plan.workers)
         batches = iter(loader)
         while self.step < plan.steps:
             self.train_step(batches)
-            if self.step >= plan.live_step - LIVE_LEAD and not live_decisions(self.ledger):
+            if self.controller is not None:
+                self.steer(self.controller)
+            elif self.step >= plan.live_step - LIVE_LEAD and not live_decisions(self.ledger):
                 self.decide()
             if self.step % plan.checkpoint_every == 0 or self.step == plan.steps:
                 dist.barrier()  # every rank has logged what the checkpoint contains
-                if self.rank == 0:
-                    self.save()
+                self.save()
 
     def train_step(self, batches: Iterator[Batch]) -> None:
         """Take one optimizer step over this rank's micro-batches and log what it saw."""
@@ -148,6 +167,9 @@ class Trainer:
             loss = sample_losses(self.model, batch["tokens"])
             (loss.mean() / count).backward()
             losses.append(loss.detach())
+            if self.controller is not None:
+                tokens = torch.full((len(loss),), self.plan.length)
+                self.controller.observe(batch["domain"], losses[-1] * tokens, tokens)
         self.average_gradients()
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate()
@@ -196,6 +218,14 @@ class Trainer:
             seconds=round(seconds, 4),
         )
 
+    def steer(self, controller: Controller) -> None:
+        """Let the method decide where an update is due, and log what came of it."""
+        made = controller.step(self.position)
+        if made is not None:
+            self.log.write("decision", step=self.step, **in_words(self.ledger.decisions[-1]))
+        elif self.step % self.plan.update_every == 0:
+            self.log.write("kept", step=self.step)
+
     def decide(self) -> None:
         """Change the weights while the run goes on: twice as much of what is learned worst.
 
@@ -242,7 +272,10 @@ def main() -> None:
     options = parser.parse_args()
     follow(options.parent)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    torch.set_num_threads(max(1, min(4, (cores or 1) // options.world)))
+    # A method's decisions depend on the losses to the last bit, and these on the number of threads:
+    # the same with every number of ranks, so that what is decided anew is decided alike.
+    share = 2 if Plan.load(options.out / "plan.json").method else options.world
+    torch.set_num_threads(max(1, min(4, (cores or 1) // share)))
     if Path("/sys/class/net/lo").exists():  # all ranks are here: the host's name may not resolve
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     dist.init_process_group(
