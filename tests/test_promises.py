@@ -200,39 +200,78 @@ def test_no_rank_sees_a_biased_slice():
 
 
 @given(st.data())
-@settings(max_examples=80)
+@settings(max_examples=120)
 def test_draws_are_complete_over_any_history(data):
-    """Append, add, pause, cap, batch size, save and load: draws of each domain are 0..n-1."""
+    """Append, add, pause, cap, batch size, schedule, replace, save and load: draws are 0..n-1."""
+    order = data.draw(st.sampled_from(["balanced", "random", "megatron"]))
+    epochs = None if order == "megatron" else 1.5
     ledger = mixcore.Ledger(
-        [mixcore.Domain("a", 40), mixcore.Domain("b", 300, max_epochs=1.5)],
+        [mixcore.Domain("a", 40), mixcore.Domain("b", 300, max_epochs=epochs)],
         [1, 2],
         batch_size=16,
         seed=data.draw(st.integers(0, 99)),
-        order=data.draw(st.sampled_from(["balanced", "random"])),
+        order=order,
+        on_cap=data.draw(st.sampled_from(["redistribute", "stop", "error"])),
     )
-    weight = st.sampled_from([0, 0.1, 1, 5])
     position = 0
     for i in range(data.draw(st.integers(0, 6))):
         position += data.draw(st.integers(1, 400))
-        num, add = len(ledger.domains), []
+        add = []
         if data.draw(st.booleans()):
-            cap = data.draw(st.sampled_from([None, 0.5, 3]))
+            cap = None if order == "megatron" else data.draw(st.sampled_from([None, 0.5, 3]))
             add = [mixcore.Domain(f"new{i}", data.draw(st.sampled_from([3, 50])), max_epochs=cap)]
-        weights = data.draw(st.lists(weight, min_size=num + len(add), max_size=num + len(add)))
-        weights[0] = 1  # the one without a cap: there is always something to draw
+        domains = (*ledger.domains, *add)
+        schedule = None
+        if data.draw(st.booleans()):
+            at = [position + 500, position + 650, position + 900]
+            points = [(p, weights_over(data, domains)) for p in at]
+            make = data.draw(st.sampled_from([mixcore.piecewise, mixcore.linear]))
+            schedule = make(points)
         size = data.draw(st.sampled_from([None, None, 8, 24, 100]))
-        position = ledger.append(position, weights, add=add, batch_size=size)
+        before = ledger.to_bytes()
+        try:
+            position = ledger.append(
+                position,
+                weights_over(data, domains),
+                add=add,
+                batch_size=size,
+                schedule=schedule,
+                replace_future=data.draw(st.booleans()),
+            )
+        except mixcore.LedgerError:  # dated before another, past the end, or asks for what is spent
+            assert ledger.to_bytes() == before
         if data.draw(st.booleans()):
             ledger = mixcore.Ledger.from_bytes(ledger.to_bytes())
-    sampler = mixcore.Sampler(ledger)
     piece = ledger.pieces[-1]
     end = piece.start + 5 * piece.batch_size
+    stopped = ledger.end(end)
+    if stopped is not None:
+        end = stopped[0]
+    sampler = mixcore.Sampler(ledger)
     p = sampler.picks(0, end)
-    boundaries = {piece.start for piece in ledger.pieces} | {end}
-    for boundary in boundaries:
-        counts = sampler.counts(boundary)
-        assert counts.sum() == boundary
+    num = len(ledger.domains)
+    ordinal = np.zeros(num, np.int64)  # the counts at a position, kept by hand
+    boundary = 0
+    while boundary < end:
+        first, size = ledger.batch_at(boundary)
+        assert first == boundary
+        assert sampler.counts(boundary).tolist() == ordinal.tolist()
+        batch = slice(boundary, min(boundary + size, end))
         for d, domain in enumerate(ledger.domains):
-            draws = np.sort(p.draw[:boundary][p.domain[:boundary] == d])
-            assert np.array_equal(draws, np.arange(counts[d]))
-            assert domain.cap is None or counts[d] <= domain.cap
+            draws = np.sort(p.draw[batch][p.domain[batch] == d])
+            assert np.array_equal(draws, ordinal[d] + np.arange(len(draws)))
+            ordinal[d] += len(draws)
+            assert domain.cap is None or ordinal[d] <= domain.cap
+        boundary = first + size
+        later = [q.start for q in ledger.pieces if first < q.start < boundary]
+        assert not later  # a batch belongs to one piece
+    assert sampler.counts(end).tolist() == ordinal.tolist()
+
+
+def weights_over(data, domains):
+    """Weights that leave an uncapped domain positive, whichever that is; any other may pause."""
+    weight = st.sampled_from([0, 0.1, 1, 5])
+    weights = data.draw(st.lists(weight, min_size=len(domains), max_size=len(domains)))
+    free = [d for d, domain in enumerate(domains) if domain.cap is None]
+    weights[data.draw(st.sampled_from(free))] = 1
+    return weights
