@@ -1,4 +1,6 @@
 // `_core.Plan` and the integer functions around it. Arguments are checked here, once.
+#include <pybind11/stl.h>
+
 #include <memory>
 #include <string>
 #include <tuple>
