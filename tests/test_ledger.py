@@ -347,13 +347,6 @@ def test_a_schedule_past_the_last_position_is_refused_by_all(schedule):
         ledger.append(80, schedule=schedule)
 
 
-def test_a_schedule_whose_points_share_a_large_batch_goes_on_forwards():
-    ledger = make_ledger(2, batch_size=512)
-    ledger.append(0, schedule=[(10, [1, 0], 8), (20, [0, 1]), (521, [1, 1])])
-    assert [p.start for p in ledger.pieces] == [0, 512, 528]
-    assert ledger.weights_at(512).tolist() == [0, 1]
-
-
 def test_the_binding_checks_its_own_arguments():
     plan = _core.Plan("balanced", 1, "redistribute")
     plan.add_domain("a", 1, 10, -1)

@@ -133,3 +133,10 @@ def test_a_schedule_too_long_for_a_ledger_is_refused_before_it_is_built(monkeypa
     monkeypatch.setattr("mixcore.ledger.MAX_SHARES", 1_000)
     with pytest.raises(mixcore.LedgerError, match="at most 1000 shares in all, got 1002"):
         make_ledger(2, schedule=linear([(0, [1, 0]), (10**12, [0, 1])], every=1))
+
+
+def test_a_schedule_whose_points_share_a_large_batch_goes_on_forwards():
+    ledger = make_ledger(2, batch_size=512)
+    ledger.append(0, schedule=[(10, [1, 0], 8), (20, [0, 1]), (521, [1, 1])])
+    assert [p.start for p in ledger.pieces] == [0, 512, 528]
+    assert ledger.weights_at(512).tolist() == [0, 1]
