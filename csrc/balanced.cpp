@@ -2,6 +2,7 @@
 #include "balanced.h"
 
 #include <algorithm>
+#include <atomic>
 #include <exception>
 #include <system_error>
 #include <thread>
@@ -64,27 +65,35 @@ void BalancedPlan::Picks(i64 start, i64 count, int threads, const Fields& out) {
   if (count == 0) return;
   const auto lock = Derived(start + count - 1);
   if (start + count > end_.position) RaiseEnd(end_, start + count - 1);
-  constexpr i64 kLeast = 1 << 15;  // below this a thread costs more than it saves
-  const i64 parts = std::clamp<i64>(count / kLeast, 1, threads);
-  // What a thread throws is rethrown here; what no thread could be started for is done here.
-  std::vector<std::exception_ptr> thrown(static_cast<std::size_t>(parts));
-  const auto part = [&](i64 i) noexcept {
-    const i64 from = count * i / parts, to = count * (i + 1) / parts;
+  // Threads take chunk after chunk, so that a core with other work to do holds nobody up. What a
+  // thread throws is rethrown here; a thread that cannot be started is not missed.
+  // Chunks are whole batches (of the first segment), which are cheaper than parts of batches.
+  constexpr i64 kChunk = 1 << 16, kLargestWhole = 1 << 20;
+  const Segment& first = *segments_[Find(start)];
+  const i64 batch = first.batch(), lead = (start - first.start) % batch;
+  const i64 chunk = batch > kLargestWhole ? kChunk : (kChunk + batch - 1) / batch * batch;
+  const i64 chunks = (lead + count + chunk - 1) / chunk;
+  const i64 workers = std::min<i64>(chunks, threads);
+  std::atomic<i64> next{0};
+  std::vector<std::exception_ptr> thrown(static_cast<std::size_t>(workers));
+  const auto work = [&](i64 worker) noexcept {
     try {
-      PicksOfRange(start + from, to - from, out.At(from));
+      for (i64 i = next++; i < chunks; i = next++) {
+        const i64 from = std::max<i64>(i * chunk - lead, 0);
+        const i64 to = std::min((i + 1) * chunk - lead, count);
+        if (from < to) PicksOfRange(start + from, to - from, out.At(from));
+      }
     } catch (...) {
-      thrown[static_cast<std::size_t>(i)] = std::current_exception();
+      thrown[static_cast<std::size_t>(worker)] = std::current_exception();
     }
   };
   std::vector<std::thread> pool;
-  pool.reserve(static_cast<std::size_t>(parts));
-  i64 started = 1;
+  pool.reserve(static_cast<std::size_t>(workers));
   try {
-    for (; started < parts; ++started) pool.emplace_back(part, started);
+    for (i64 i = 1; i < workers; ++i) pool.emplace_back(work, i);
   } catch (const std::system_error&) {  // no more threads to be had
   }
-  part(0);
-  for (i64 i = started; i < parts; ++i) part(i);
+  work(0);
   for (std::thread& t : pool) t.join();
   for (const std::exception_ptr& e : thrown) {
     if (e) std::rethrow_exception(e);
