@@ -117,7 +117,7 @@ def command(
         judges=judge,
         **given,
     )
-    mix = None if corpus is None or found.task.domains != tuple(corpus.sizes) else corpus.mix
+    mix = None if corpus is None else corpus.mix
     write_weights(out, found, mix=mix, folder=Path(prior).parent if prior else None, force=force)
     if next_ is not None:
         if "next" not in found.extra:

@@ -118,7 +118,7 @@ def fit(
     data: Any,
     target: Mapping[str, float] | Sequence[str] | str = (),
     *,
-    prior: Mapping[str, float] | Sequence[float] | None = None,
+    prior: Mapping[str, float] | None = None,
     corpus: Corpus | str | os.PathLike[str] | None = None,
     cap: float | None = None,
     budget: float | None = None,
@@ -136,7 +136,7 @@ def fit(
         name: Short name of the fitter; `fitters()` lists them.
         data: The file it reads (`runs.csv` for most), or what its `read` returns.
         target: Outcome columns to be made good; see `mixcore.fit.task.make_task`.
-        prior: Where the search begins; None: in proportion to the corpus, or uniform.
+        prior: Where the search begins, by name; None: in proportion to the corpus, or uniform.
         corpus: Sizes in tokens: a `mix.yaml`, a YAML mapping, or a Corpus.
         cap: Most epochs of any one domain.
         budget: Tokens of the run that the mixture is for.
@@ -157,7 +157,9 @@ def fit(
         corpus = read_corpus(corpus)
     if not isinstance(judges, Mapping):
         judges = {str(file): read_runs(file) for file in judges}
+    known, base = made.collapse(corpus, prior)
     task = make_task(
-        data.domains, target, prior=prior, corpus=corpus, cap=cap, budget=budget, seed=seed
+        data.domains, target, prior=base, corpus=known, cap=cap, budget=budget, seed=seed
     )
-    return replace(made.fit(data, task, judges), options=options)
+    found = made.expand(made.fit(data, task, judges), corpus)
+    return replace(found, options=options)

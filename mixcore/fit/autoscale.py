@@ -9,7 +9,7 @@ from mixcore.errors import ArgumentError
 from mixcore.fit import register
 from mixcore.fit._least_squares import least_squares, losses_only
 from mixcore.fit.base import Fit, Law, RunsFitter
-from mixcore.fit.propose import Optimum, minimise, within
+from mixcore.fit.propose import minimise, within
 from mixcore.fit.runs import Runs
 from mixcore.fit.table import Floats
 from mixcore.fit.task import Task
@@ -41,7 +41,7 @@ class TokensLaw(Law):
         self, weights: Floats, tokens: Floats | None = None, params: Floats | None = None
     ) -> Floats:
         """The outcome at mixtures."""
-        total = self.tokens if tokens is None else tokens[:, None]
+        total = np.float64(self.tokens or 0.0) if tokens is None else tokens[:, None]
         data = (self.equivalent + total * weights) / self.unit
         result: Floats = (np.maximum(data, 1e-30) ** -self.exponents).sum(axis=1) + self.floor
         return result
@@ -70,43 +70,40 @@ class AutoScale(RunsFitter):
 
     L = sum_i (N0_i + N_i)^-gamma_i + l, N_i = tokens of domain i, minimised under sum N_i = N.
 
-    "paper" (DDO): `runs.csv` (with `tokens`) holds a base run and, for each domain, runs in which
-    only that domain's tokens differ (x3 and x1/3). From those, (N0_i, gamma_i, l_i) of each domain
-    is fitted on its own: to the loss, or to the perplexity (`outcome`), the other domains being part
-    of l_i. As in the authors' notebook N_i is in units of the base run's and the outcome in units of
-    the base outcome, which makes the power (x + a)^-b + c scale-free. (Their text says 1/3, their
+    "paper" (DDO): `runs.csv` (with `tokens`) holds a base run and, for each domain, two runs or
+    more in which only that domain's tokens differ (x3 and x1/3). From those, (N0_i, gamma_i, l_i)
+    of each domain is fitted on its own, the other domains being part of l_i.
+    "code": the same on perplexity, in units of the base run's, with N_i in units of the base run's
+    and a least amount of 0.2 of them, as in the authors' notebook. That power has no free factor,
+    so its units are part of the law and the answers differ. (The notebook's text says 1/3, its
     numbers are at 1/5; here the runs say where they are.)
-
-    With base runs at two budgets N1 < N2 the optimum at `budget` follows by
-    N*(t) = N2* (N2* / N1*)^t elementwise, t such that the sum is the budget. One budget gives the
-    optimum at that budget, whatever `budget` is.
-
     "joint": the sum fitted to any mixtures at one budget, as Olmix's port does.
 
+    With base runs at two budgets N1 < N2 the optimum at `budget` follows by
+    N*(t) = N2* (N2* / N1*)^t elementwise, t such that the sum is the budget ("paper", "code"). One
+    budget gives the optimum at that budget, whatever `budget` is.
+
     Args:
-        variant: "paper" or "joint".
-        outcome: "loss" (paper) or "perplexity" (notebook); "paper" only.
-        floor: Least tokens of a domain in units of the base run's (0.2 in the notebook).
+        variant: "paper", "code" or "joint".
+        floor: Least tokens of a domain in units of the base run's; None: 0, or 0.2 in "code".
     """
 
     name = "autoscale"
     paper = "Kang et al. 2024, 2407.20177"
     tractable = "2 D + 1 runs give a power law of each domain's tokens; optima follow the budget"
-    axes = ("tokens",)
+    axes: tuple[str, ...] = ("tokens",)
 
-    def __init__(
-        self, *, variant: str = "paper", outcome: str = "loss", floor: float = 0.0
-    ) -> None:
+    def __init__(self, *, variant: str = "paper", floor: float | None = None) -> None:
         super().__init__()
-        self.variant = choice("variant", variant, ("paper", "joint"))
-        self.outcome = choice("outcome", outcome, ("loss", "perplexity"))
-        self.floor = number("floor", floor, 0, 1)
+        self.variant = choice("variant", variant, ("paper", "code", "joint"))
+        default = 0.2 if variant == "code" else 0.0
+        self.floor = default if floor is None else number("floor", floor, 0, 1)
         if self.variant == "joint":
             self.axes = ()
 
     def least_runs(self, num_domains: int) -> int:
         """DDO needs 2 D + 1; the joint law one more than it has parameters."""
-        return 2 * num_domains + 1 if self.variant == "paper" else 2 * num_domains + 2
+        return 2 * num_domains + (2 if self.variant == "joint" else 1)
 
     def law(self, runs: Runs, column: str, task: Task) -> Law:
         """The joint law of one loss."""
@@ -165,18 +162,18 @@ class AutoScale(RunsFitter):
         """Optimal tokens at the base run's budget, the law, its largest relative residual."""
         num = amounts.shape[1]
         unit = amounts[base]
-        y0 = outcome[base]
+        code = self.variant == "code"
+        y = np.exp(outcome - outcome[base]) if code else outcome
         a, b, worst = np.zeros(num), np.zeros(num), 0.0
         for i in range(num):
             rows = np.append(neighbours(amounts, base, i), base)
             x = amounts[rows, i] / unit[i]
-            y = outcome[rows] / y0
-            if self.outcome == "perplexity":
-                y = np.exp(outcome[rows] - y0)
-            a[i], b[i], c = shifted_power(x, y, f"{runs.file}: domain {runs.domains[i]!r}")
-            worst = max(worst, float(np.abs(((x + a[i]) ** -b[i] + c) / y - 1).max()))
+            scale = 1.0 if code else float(unit[i])
+            a[i], b[i], c = shifted_power(x, y[rows], scale, f"{runs.file}: {runs.domains[i]!r}")
+            fitted = ((x + a[i]) * scale) ** -b[i] + c
+            worst = max(worst, float(np.abs(fitted / y[rows] - 1).max()))
         total = float(unit.sum())
-        law = TokensLaw(a * unit, b, 0.0, unit, total)
+        law = TokensLaw(a * unit, b, 0.0, unit if code else np.ones(num), total)
         if (b <= 1e-9).all():
             raise ArgumentError(f"{runs.file}: the loss falls with no domain's tokens")
         least = self.floor * unit / total
@@ -187,10 +184,6 @@ class AutoScale(RunsFitter):
 
         found = minimise(objective, np.ones(num), [normalise(unit)], tolerance=1e-12)
         return (least + (1 - least.sum()) * found.weights) * total, law, worst
-
-    def propose(self, laws: dict[str, Law], task: Task, runs: Runs) -> Optimum:
-        """The minimum of the joint laws, read at the budget of the runs."""
-        return super().propose(laws, task, runs)
 
 
 def neighbours(amounts: Floats, base: int, domain: int) -> Any:
@@ -216,23 +209,24 @@ def bases(amounts: Floats, runs: Runs) -> list[int]:
     return found
 
 
-def shifted_power(x: Floats, y: Floats, where: str) -> tuple[float, float, float]:
-    """(a, b, c) of y = (x + a)^-b + c, a >= 0, b >= 0, by least squares."""
+def shifted_power(x: Floats, y: Floats, unit: float, where: str) -> tuple[float, float, float]:
+    """(a, b, c) of y = ((x + a) unit)^-b + c, a >= 0, b >= 0, by least squares."""
     if len(np.unique(x)) < 3:
         raise ArgumentError(f"{where}: the law of its tokens needs 3 different amounts")
 
     def residuals(law: Floats) -> Floats:
-        return np.asarray((x + law[0]) ** -law[1] + law[2] - y)
+        return np.asarray(((x + law[0]) * unit) ** -law[1] + law[2] - y)
 
     def jacobian(law: Floats) -> Floats:
-        data = x + law[0]
+        data = (x + law[0]) * unit
         power = data ** -law[1]
-        return np.column_stack([-law[1] * power / data, -power * np.log(data), np.ones_like(x)])
+        by_a = -law[1] * power / (x + law[0])
+        return np.column_stack([by_a, -power * np.log(data), np.ones_like(x)])
 
     starts = [
-        np.array([a, b, float(y.mean() - ((x + a) ** -b).mean())])
+        np.array([a, b, float((y - ((x + a) * unit) ** -b).mean())])
         for a in (0.01, 0.1, 0.5, 1.0, 3.0)
-        for b in (0.01, 0.1, 0.5, 1.0)
+        for b in (0.01, 0.05, 0.1, 0.2, 0.5, 1.0)
     ]
     low, high = np.array([1e-9, 0.0, -np.inf]), np.array([1e6, 100.0, np.inf])
     a, b, c = least_squares(residuals, jacobian, starts, low, high)

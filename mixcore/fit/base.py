@@ -20,7 +20,7 @@ from mixcore.fit.propose import Optimum, minimise
 from mixcore.fit.runs import Runs, read_runs
 from mixcore.fit.stats import Quality, folds, quality
 from mixcore.fit.table import Floats
-from mixcore.fit.task import Task, check_target
+from mixcore.fit.task import Corpus, Task, check_target
 from mixcore.methods.base import normalise
 
 FOLDS = 5
@@ -160,6 +160,7 @@ class Fitter:
         reads: What it is fitted to: "runs" (`runs.csv`), or another file, see its docstring.
         tractable: How it makes the bilevel problem tractable, in one line.
         notes: What the last fit has to say, beside its numbers.
+        extra: Tables that it adds.
     """
 
     name: ClassVar[str]
@@ -169,10 +170,21 @@ class Fitter:
 
     def __init__(self) -> None:
         self.notes: list[str] = []
+        self.extra: dict[str, Floats] = {}
 
     def read(self, path: str | os.PathLike[str]) -> Any:
         """Read the file that this fit is made from; what comes back has `domains`."""
         return read_runs(path)
+
+    def collapse(
+        self, corpus: Corpus | None, prior: Mapping[str, float] | None
+    ) -> tuple[Corpus | None, Mapping[str, float] | None]:
+        """Sizes and prior of what the runs are over, from those of the domains."""
+        return corpus, prior
+
+    def expand(self, found: "Fit", corpus: Corpus | None) -> "Fit":
+        """The answer for the domains, from that for what the runs are over."""
+        return found
 
     def fit(self, data: Any, task: Task, judges: Mapping[str, Runs]) -> Fit:
         """Find the mixture.
@@ -229,6 +241,7 @@ class RunsFitter(Fitter):
             parameters={c: law.parameters() for c, law in laws.items()},
             gap=None if math.isnan(found.gap) else found.gap,
             notes=tuple(self.notes),
+            extra=self.extra,
         )
 
     def limited(self, runs: Runs, task: Task) -> Task:

@@ -3,15 +3,17 @@
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from mixcore.errors import ArgumentError
 from mixcore.fit import register
 from mixcore.fit.base import Fit, Fitter
 from mixcore.fit.likelihoods import mixture_loss, most_likely
 from mixcore.fit.runs import INFO, Runs
-from mixcore.fit.stats import Quality, interval
+from mixcore.fit.stats import interval
 from mixcore.fit.table import Floats, read_table
 from mixcore.fit.task import Task
 from mixcore.methods.base import choice, number, whole
@@ -108,20 +110,17 @@ class MixMin(Fitter):
             gap = max(value - found.value, 0.0)
             if (weights > task.most + 1e-12).any():
                 raise ArgumentError("variant='code' knows no caps; variant='exact' does")
-        quality = {}
-        if len(out) > 1:
-            quality["loss of the mixture of models"] = _judged(data, out, weights, task.seed)
-        else:
-            self.notes.append("too few texts to hold any out")
         alone = -(data.log_p / data.lengths[:, None])[fitted].mean(axis=0)
         return Fit(
             method=self.name,
             task=task,
             weights=weights,
-            quality=quality,
             predicted={"loss": float(mixture_loss(log_p, shares, weights)[0])},
             predicted_prior={"loss": float(mixture_loss(log_p, shares, task.prior)[0])},
-            parameters={"loss_of_each_model": dict(zip(data.domains, alone.tolist(), strict=True))},
+            parameters={
+                "loss_of_each_model": dict(zip(data.domains, alone.tolist(), strict=True)),
+                "held_out": self._judged(data, out, weights, task),
+            },
             gap=gap,
             notes=tuple(self.notes),
         )
@@ -137,13 +136,31 @@ class MixMin(Fitter):
                 break
         return p
 
+    def _judged(
+        self, data: Scores, rows: npt.NDArray[np.int64], weights: Floats, task: Task
+    ) -> dict[str, Any]:
+        """Loss on the texts held out, with the interval of its difference to the prior's."""
+        if len(rows) < 3:
+            self.notes.append("too few texts to hold any out")
+            return {}
+        losses, before = (
+            -_log_mixed(data.log_p[rows], p) / data.lengths[rows] for p in (weights, task.prior)
+        )
+        gain = before - losses
+        low, high = interval(lambda r: float(gain[r].mean()), len(gain), None, task.seed)
+        self.notes.append(
+            f"on {len(rows)} texts held out the mixture of models loses {losses.mean():.4g} nats a "
+            f"token, {gain.mean():.4g} ({low:.4g} to {high:.4g}) less than at the prior"
+        )
+        return {
+            "texts": len(rows),
+            "loss": float(losses.mean()),
+            "gain_over_prior": float(gain.mean()),
+            "gain_low": low,
+            "gain_high": high,
+        }
 
-def _judged(data: Scores, out: Floats, weights: Floats, seed: int) -> Quality:
-    """The held-out loss of the mixture with its interval, in the fields of an error."""
-    rows = out.astype(np.int64)
-    top = data.log_p[rows].max(axis=1, keepdims=True)
-    mixed = np.log(np.exp(data.log_p[rows] - top) @ weights) + top[:, 0]
-    losses = -mixed / data.lengths[rows]
-    low, high = interval(lambda r: float(losses[r].mean()), len(losses), None, seed)
-    nan = float("nan")
-    return Quality(len(rows), float(losses.mean()), nan, nan, nan, nan, low, high)
+
+def _log_mixed(log_p: Floats, weights: Floats) -> Floats:
+    top = log_p.max(axis=1)
+    return np.asarray(np.log(np.exp(log_p - top[:, None]) @ weights) + top)

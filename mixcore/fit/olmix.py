@@ -1,7 +1,9 @@
 """Olmix: a log-linear law a task, and a convex proposer with KL to the prior and caps."""
 
+import math
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 
@@ -9,12 +11,12 @@ from mixcore import _checks
 from mixcore.errors import ArgumentError, ArgumentTypeError
 from mixcore.fit import register
 from mixcore.fit._libraries import cvxpy
-from mixcore.fit.base import Law, RunsFitter
+from mixcore.fit.base import Fit, Law, RunsFitter
 from mixcore.fit.exponential import ExponentialLaw, fit_exponential
 from mixcore.fit.propose import Optimum, all_within, dirichlet, gap, within
 from mixcore.fit.regmix import predicted_objective
 from mixcore.fit.runs import Runs
-from mixcore.fit.task import Task
+from mixcore.fit.task import Corpus, Task, make_task
 from mixcore.methods.base import choice, normalise, number, whole
 
 MIN_WEIGHT = 1e-5  # below it the simulating proposer sets a weight to 0, as the authors' does
@@ -65,6 +67,65 @@ class Olmix(RunsFitter):
         self.rounds = whole("rounds", rounds, 1, 1000)
         self.samples = whole("samples", samples, 1, 10_000_000)
         self.reuse = None if reuse is None else checked_ratios(reuse)
+
+    def collapse(
+        self, corpus: Corpus | None, prior: Mapping[str, float] | None
+    ) -> tuple[Corpus | None, Mapping[str, float] | None]:
+        """Groups in place of their domains: a group ends where its first domain ends."""
+        if self.reuse is None:
+            return corpus, prior
+        made = None
+        if corpus is not None:
+            sizes, epochs, total = dict(corpus.sizes), dict(corpus.max_epochs), dict(corpus.sizes)
+            for group, ratios in self.reuse.items():
+                lacking = [d for d in ratios if d not in sizes]
+                if lacking:
+                    raise ArgumentError(f"reuse has the domain {lacking[0]!r}, the sizes have not")
+                inside = {d: r for d, r in ratios.items() if r > 0}
+                size = min(sizes[d] / r for d, r in inside.items())
+                most = min(epochs.get(d, math.inf) * sizes[d] / r for d, r in inside.items())
+                total[group] = sum(total.pop(d) for d in ratios)
+                for d in ratios:
+                    del sizes[d]
+                    epochs.pop(d, None)
+                sizes[group] = size
+                if math.isfinite(most):
+                    epochs[group] = most / size
+            made = Corpus(sizes, epochs, corpus.budget)
+            if prior is None and all(map(math.isfinite, total.values())):
+                return made, total
+        if prior is not None:
+            base = dict(prior)
+            for group, ratios in self.reuse.items():
+                base[group] = sum(base.pop(d, 0.0) for d in ratios)
+            prior = base
+        return made, prior
+
+    def expand(self, found: Fit, corpus: Corpus | None) -> Fit:
+        """Each group's weight times the frozen ratios inside it."""
+        if self.reuse is None:
+            return found
+        lacking = [g for g in self.reuse if g not in found.task.domains]
+        if lacking:
+            raise ArgumentError(f"reuse has the group {lacking[0]!r}, the runs have not")
+        names, weights, prior = [], [], []
+        for d, w, p in zip(found.task.domains, found.weights, found.task.prior, strict=True):
+            for member, ratio in self.reuse.get(d, {d: 1.0}).items():
+                names.append(member)
+                weights.append(w * ratio)
+                prior.append(p * ratio)
+        task = make_task(
+            names,
+            prior=dict(zip(names, prior, strict=True)),
+            corpus=corpus,
+            budget=found.task.budget,
+            seed=found.task.seed,
+        )
+        note = "ratios inside groups are frozen; laws and predictions are about the groups"
+        task = replace(task, target=found.task.target)
+        return replace(
+            found, task=task, weights=normalise(np.array(weights)), notes=(*found.notes, note)
+        )
 
     def law(self, runs: Runs, column: str, task: Task) -> ExponentialLaw:
         """The log-linear law."""
