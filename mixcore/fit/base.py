@@ -5,67 +5,25 @@ a row in `mixcore/fit/__init__.py`, `law` (what one outcome depends on) and, whe
 own search, `propose`. Errors, rank correlations, caps and epochs are common and need nothing.
 """
 
-import copy
 import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import numpy as np
-import numpy.typing as npt
 
 from mixcore.errors import ArgumentError
+from mixcore.fit.law import Law, SeenLaw
 from mixcore.fit.propose import Optimum, minimise
 from mixcore.fit.runs import Runs, read_runs
 from mixcore.fit.stats import Quality, folds, quality
 from mixcore.fit.table import Floats
 from mixcore.fit.task import Corpus, Task, check_target
-from mixcore.methods.base import normalise
 
 FOLDS = 5
 RUNS_A_DOMAIN = 3  # error curves of swarms collapse in runs / (domains + 1); Olmix: from 3 on
 REACH = 1.05  # weights above what any run had, by more than this factor, are called extrapolation
-
-
-class Law:
-    """What one outcome depends on, fitted.
-
-    Example:
-        >>> law = fitted.laws["loss/web"]
-        >>> law.predict(np.array([[0.5, 0.5]]))  # of a model of law.params on law.tokens
-
-    Attributes:
-        tokens, params: Where the law is read if `predict` is given none; None: it has no such axis.
-        curvature: "convex" or "concave" in the mixture, "linear", or "" for neither.
-        smooth: `value_and_gradient` works.
-    """
-
-    tokens: float | None = None
-    params: float | None = None
-    curvature: str = ""
-    smooth: bool = True
-
-    def predict(
-        self, weights: Floats, tokens: Floats | None = None, params: Floats | None = None
-    ) -> Floats:
-        """The outcome at mixtures float64[R, D]: float64[R]."""
-        raise NotImplementedError
-
-    def value_and_gradient(self, weights: Floats) -> tuple[float, Floats]:
-        """The outcome at one mixture float64[D], and its derivatives by the weights."""
-        raise NotImplementedError
-
-    def parameters(self) -> dict[str, Any]:
-        """The fitted numbers, as plain values."""
-        return {}
-
-    def at(self, tokens: float | None = None, params: float | None = None) -> Self:
-        """The same law, read at another budget or size."""
-        moved = copy.copy(self)
-        moved.tokens = self.tokens if tokens is None else tokens
-        moved.params = self.params if params is None else params
-        return moved
 
 
 @dataclass(frozen=True)
@@ -219,10 +177,40 @@ class RunsFitter(Fitter):
         return minimise_laws(laws, task, runs)
 
     def fit(self, data: Runs, task: Task, judges: Mapping[str, Runs]) -> Fit:
-        """Fit every target, judge it on held-out runs, propose a mixture."""
-        self.notes = list(task.notes)
+        """Fit every target, judge it on held-out runs, propose a mixture.
+
+        Domains that no run has drawn are left out of it: nothing is known of them.
+        """
+        self.notes, self.extra = list(task.notes), {}
         check_target(task, data)
-        task = self.limited(data, task)
+        for runs in judges.values():
+            if runs.domains != data.domains:
+                raise ArgumentError(
+                    f"{runs.file} must have the domains of the fitted runs, in their order, got "
+                    f"{list(runs.domains)}"
+                )
+        seen = np.flatnonzero(data.weights.max(axis=0))
+        if len(seen) == len(data.domains):
+            return self.fit_seen(data, task, judges)
+        unseen = [d for i, d in enumerate(data.domains) if i not in set(seen.tolist())]
+        self.notes.append(
+            f"no run drew from {', '.join(unseen)}: nothing is known, weight 0 (what was fitted "
+            "names the other domains only)"
+        )
+        within = {f: runs.on(seen) for f, runs in judges.items()}
+        found = self.fit_seen(data.on(seen), task.on(seen), within)
+        weights = np.zeros(len(data.domains))
+        weights[seen] = found.weights
+        return replace(
+            found,
+            task=task,
+            weights=weights,
+            laws={c: SeenLaw(law, seen) for c, law in found.laws.items()},
+            extra={},
+        )
+
+    def fit_seen(self, data: Runs, task: Task, judges: Mapping[str, Runs]) -> Fit:
+        """The same where every domain was drawn."""
         self.check_runs(data, task)
         held_out = self.judge(data, task)
         laws = {c: self.law(data, c, task) for c in task.target}
@@ -243,15 +231,6 @@ class RunsFitter(Fitter):
             notes=tuple(self.notes),
             extra=self.extra,
         )
-
-    def limited(self, runs: Runs, task: Task) -> Task:
-        """The task without the domains that no run has drawn: nothing is known of them."""
-        unseen = np.equal(runs.weights.max(axis=0), 0)
-        if not unseen.any():
-            return task
-        names = [d for d, u in zip(runs.domains, unseen.tolist(), strict=True) if u]
-        self.notes.append(f"no run drew from {', '.join(names)}: nothing is known, weight 0")
-        return restricted(task, ~unseen)
 
     def check_runs(self, runs: Runs, task: Task) -> None:
         """Refuse too few runs and mixed scales; note few runs and mixtures that lie in a plane."""
@@ -350,11 +329,6 @@ def minimise_laws(
 
 def predict_all(laws: Mapping[str, Law], runs: Runs, task: Task) -> dict[str, Quality]:
     """How laws do on runs that they have not seen."""
-    if runs.domains != task.domains:
-        raise ArgumentError(
-            f"{runs.file} must have the domains of the fitted runs, in their order, got "
-            f"{list(runs.domains)}"
-        )
     predicted = {c: law.predict(runs.weights, runs.tokens, runs.params) for c, law in laws.items()}
     return _compare(predicted, runs, task)
 
@@ -372,18 +346,3 @@ def _compare(predicted: dict[str, Floats], runs: Runs, task: Task) -> dict[str, 
 def _at(laws: Mapping[str, Law], weights: Floats, task: Task) -> dict[str, float]:
     values = {c: float(law.predict(weights[None])[0]) for c, law in laws.items()}
     return {c: v for c, v in values.items() if math.isfinite(v)}
-
-
-def restricted(task: Task, allowed: npt.NDArray[np.bool_]) -> Task:
-    """The task with the other domains' weights held at 0.
-
-    Raises:
-        ArgumentError: The caps of what remains leave the budget unspent.
-    """
-    base = np.where(allowed, task.prior, 0.0)
-    made = replace(
-        task, prior=normalise(base if base.any() else allowed.astype(np.float64)), allowed=allowed
-    )
-    if made.most.sum() < 1:
-        raise ArgumentError("the caps of the domains that the runs drew leave the budget unspent")
-    return made

@@ -7,7 +7,8 @@ import numpy as np
 from mixcore.errors import ArgumentError
 from mixcore.fit import register
 from mixcore.fit._least_squares import least_squares, losses_only
-from mixcore.fit.base import Law, RunsFitter
+from mixcore.fit.base import RunsFitter
+from mixcore.fit.law import Law
 from mixcore.fit.propose import Optimum, gap, within
 from mixcore.fit.runs import LOSS, Runs
 from mixcore.fit.table import Floats

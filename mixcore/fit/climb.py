@@ -3,7 +3,8 @@
 import numpy as np
 
 from mixcore.fit import register
-from mixcore.fit.base import Law, RunsFitter
+from mixcore.fit.base import RunsFitter
+from mixcore.fit.law import Law
 from mixcore.fit.propose import Optimum, all_within, best_of, dirichlet
 from mixcore.fit.regmix import fit_trees, predicted_objective
 from mixcore.fit.runs import Runs

@@ -10,7 +10,8 @@ from mixcore.errors import ArgumentError
 from mixcore.fit import register
 from mixcore.fit._least_squares import least_squares
 from mixcore.fit._libraries import scipy
-from mixcore.fit.base import Fit, Law
+from mixcore.fit.base import Fit
+from mixcore.fit.law import Law
 from mixcore.fit.runs import Runs
 from mixcore.fit.table import Floats
 from mixcore.fit.task import Task

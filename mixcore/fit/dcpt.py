@@ -9,7 +9,7 @@ from mixcore.errors import ArgumentError
 from mixcore.fit import register
 from mixcore.fit._least_squares import least_squares
 from mixcore.fit._libraries import scipy
-from mixcore.fit.base import Law
+from mixcore.fit.law import Law
 from mixcore.fit.runs import Runs
 from mixcore.fit.table import Floats
 from mixcore.fit.task import Task

@@ -4,8 +4,8 @@ import numpy as np
 
 from mixcore.fit import register
 from mixcore.fit._libraries import sklearn
-from mixcore.fit.base import Law
 from mixcore.fit.climb import SearchedInRounds, tempered
+from mixcore.fit.law import Law
 from mixcore.fit.propose import dirichlet
 from mixcore.fit.regmix import LinearLaw, fit_trees
 from mixcore.fit.runs import Runs

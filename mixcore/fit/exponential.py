@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from mixcore.fit._least_squares import least_squares
-from mixcore.fit.base import Law
+from mixcore.fit.law import Law
 from mixcore.fit.runs import METRIC
 from mixcore.fit.table import Floats
 

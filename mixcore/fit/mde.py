@@ -10,7 +10,8 @@ import numpy as np
 from mixcore.errors import ArgumentError, ArgumentTypeError
 from mixcore.fit import register
 from mixcore.fit._libraries import scipy, sklearn
-from mixcore.fit.base import Fit, Law, RunsFitter
+from mixcore.fit.base import Fit, RunsFitter
+from mixcore.fit.law import Law
 from mixcore.fit.likelihoods import mixture_loss
 from mixcore.fit.propose import Optimum, all_within, best_of, dirichlet
 from mixcore.fit.regmix import fit_trees, predicted_objective

@@ -7,8 +7,9 @@ import numpy as np
 from mixcore.errors import ArgumentError
 from mixcore.fit import register
 from mixcore.fit._least_squares import power_law
-from mixcore.fit.base import Fit, Law, RunsFitter
+from mixcore.fit.base import Fit, RunsFitter
 from mixcore.fit.exponential import fit_exponential
+from mixcore.fit.law import Law
 from mixcore.fit.runs import Runs
 from mixcore.fit.table import Floats
 from mixcore.fit.task import Task

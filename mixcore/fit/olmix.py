@@ -11,9 +11,10 @@ from mixcore import _checks
 from mixcore.errors import ArgumentError, ArgumentTypeError
 from mixcore.fit import register
 from mixcore.fit._libraries import cvxpy
-from mixcore.fit.base import Fit, Law, RunsFitter
+from mixcore.fit.base import Fit, RunsFitter
 from mixcore.fit.exponential import ExponentialLaw, fit_exponential
-from mixcore.fit.propose import Optimum, all_within, dirichlet, gap, within
+from mixcore.fit.law import Law
+from mixcore.fit.propose import Optimum, all_within, dirichlet, minimise, within
 from mixcore.fit.regmix import predicted_objective
 from mixcore.fit.runs import Runs
 from mixcore.fit.task import Corpus, Task, make_task
@@ -154,10 +155,11 @@ def exact(laws: Mapping[str, Law], task: Task, kl: float) -> Optimum:
         assert isinstance(law, ExponentialLaw), "olmix fits no other"
         terms.append(c * law.sign * cp.sum(cp.exp(law.slopes @ p)))
     free = task.prior > 0
-    limits = [cp.sum(p) == 1, p <= np.where(free, most, 0.0) if kl else p <= most]
+    limit = np.where(free, most, 0.0) if kl else most
+    limits = [cp.sum(p) == 1, p <= limit]
+    if limit.sum() < 1:
+        raise ArgumentError("the caps of the domains with a prior leave the budget unspent")
     if kl:
-        if np.minimum(most, free).sum() < 1:
-            raise ArgumentError("the caps of the domains with a prior leave the budget unspent")
         terms.append(kl * cp.sum(cp.rel_entr(p[free], task.prior[free])))
     problem = cp.Problem(cp.Minimize(sum(terms)), limits)
     with warnings.catch_warnings():  # how good the answer is, its gap says
@@ -165,16 +167,26 @@ def exact(laws: Mapping[str, Law], task: Task, kl: float) -> Optimum:
         problem.solve(solver=cp.CLARABEL, tol_gap_abs=1e-10, tol_gap_rel=1e-10, tol_feas=1e-10)
     if p.value is None or not np.isfinite(p.value).all():
         raise ArgumentError(f"the proposer found no mixture: the solver says {problem.status}")
-    found = within(normalise(np.clip(p.value, 0.0, most)), most)
-    value, gradient = 0.0, np.zeros(len(found))
-    for column, c in task.target.items():
-        v, g = laws[column].value_and_gradient(found)
-        value, gradient = value + c * v, gradient + c * g
-    if kl:
-        ratio = np.log(np.maximum(found, 1e-300) / np.maximum(task.prior, 1e-300))
-        gradient = np.where(free, gradient + kl * (ratio + 1), np.inf)
-        return Optimum(found, value, gap(found[free], gradient[free], most[free]))
-    return Optimum(found, value, gap(found, gradient, most))
+    kept = np.flatnonzero(limit)
+
+    def objective(q: Floats) -> tuple[float, Floats]:
+        full = np.zeros(len(most))
+        full[kept] = q
+        value, gradient = 0.0, np.zeros(len(most))
+        for column, c in task.target.items():
+            v, g = laws[column].value_and_gradient(full)
+            value, gradient = value + c * v, gradient + c * g
+        if not kl:
+            return value, gradient[kept]
+        ratio = np.log(np.maximum(q, 1e-300) / task.prior[kept])
+        return value + kl * float((q * ratio).sum()), gradient[kept] + kl * (ratio + 1)
+
+    # The interior point is near; a few steps from it bring the last digits, and its gap.
+    start = normalise(np.clip(p.value[kept], 1e-12, limit[kept]))
+    last = minimise(objective, limit[kept], [start], tolerance=1e-12)
+    found = np.zeros(len(most))
+    found[kept] = last.weights
+    return Optimum(found, last.value, last.gap)
 
 
 def simulated(laws: dict[str, Law], task: Task, rounds: int, samples: int) -> Optimum:

@@ -8,7 +8,8 @@ import numpy.typing as npt
 from mixcore.errors import ArgumentError
 from mixcore.fit import register
 from mixcore.fit._libraries import lightgbm
-from mixcore.fit.base import Law, RunsFitter
+from mixcore.fit.base import RunsFitter
+from mixcore.fit.law import Law
 from mixcore.fit.propose import Optimum, all_within, best_of, dirichlet
 from mixcore.fit.runs import Runs
 from mixcore.fit.stats import folds

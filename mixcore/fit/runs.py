@@ -17,7 +17,7 @@ import csv
 import io
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -104,6 +104,22 @@ class Runs:
             of(self.seed),
             of(self.batch_size),
         )
+
+    def on(self, places: npt.NDArray[np.int64]) -> "Runs":
+        """These domains only; the other weights must be 0.
+
+        Raises:
+            ArgumentError: A run drew from another domain.
+        """
+        rest = np.setdiff1d(np.arange(len(self.domains)), places)
+        drawn = self.weights[:, rest].max(axis=1, initial=0.0)
+        if drawn.any():
+            row, name = int(drawn.argmax()), ", ".join(self.domains[i] for i in rest)
+            raise ArgumentError(
+                f"{self.file}: run {self.names[row]!r} drew from {name}, which no fitted run did"
+            )
+        domains = tuple(self.domains[i] for i in places)
+        return replace(self, domains=domains, weights=self.weights[:, places])
 
 
 def read_runs(path: str | os.PathLike[str]) -> Runs:

@@ -3,7 +3,7 @@
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +89,6 @@ class Task:
         budget: Tokens of the run that the mixture is for, or None.
         seed: Of folds, bootstrap and simulated mixtures.
         notes: What the caller should know.
-        allowed: bool[D], False where the weight must be 0; None: all are allowed.
     """
 
     domains: tuple[str, ...]
@@ -100,17 +99,35 @@ class Task:
     budget: float | None = None
     seed: int = 0
     notes: tuple[str, ...] = ()
-    allowed: npt.NDArray[np.bool_] | None = None
 
     @property
     def most(self) -> Floats:
         """float64[D]: the largest weight of each domain that the caps allow."""
-        most = np.ones(len(self.domains))
-        if self.sizes is not None and self.budget is not None and self.max_epochs is not None:
-            with np.errstate(invalid="ignore"):
-                room = np.where(np.isinf(self.max_epochs), np.inf, self.max_epochs * self.sizes)
-            most = np.minimum(room / self.budget, 1.0)
-        return most if self.allowed is None else np.where(self.allowed, most, 0.0)
+        if self.sizes is None or self.budget is None or self.max_epochs is None:
+            return np.ones(len(self.domains))
+        with np.errstate(invalid="ignore"):
+            room = np.where(np.isinf(self.max_epochs), np.inf, self.max_epochs * self.sizes)
+        return np.minimum(room / self.budget, 1.0)
+
+    def on(self, places: npt.NDArray[np.int64]) -> "Task":
+        """The task for some of the domains alone.
+
+        Raises:
+            ArgumentError: Their caps leave the budget unspent.
+        """
+        prior = self.prior[places]
+        made = replace(
+            self,
+            domains=tuple(self.domains[i] for i in places),
+            prior=normalise(prior if prior.any() else np.ones(len(places))),
+            sizes=None if self.sizes is None else self.sizes[places],
+            max_epochs=None if self.max_epochs is None else self.max_epochs[places],
+        )
+        if made.most.sum() < 1:
+            raise ArgumentError(
+                f"the caps of {', '.join(made.domains)} alone leave the budget unspent"
+            )
+        return made
 
     def epochs(self, weights: Floats) -> Floats | None:
         """float64[D]: passes over each domain in the run; None without sizes and a budget."""

@@ -6,7 +6,8 @@ from dataclasses import replace
 import numpy as np
 
 from mixcore.errors import ArgumentError, ArgumentTypeError
-from mixcore.fit.base import Law, RunsFitter
+from mixcore.fit.base import Fit, RunsFitter
+from mixcore.fit.law import Law
 from mixcore.fit.propose import Optimum
 from mixcore.fit.runs import LOSS, Runs
 from mixcore.fit.table import Floats
@@ -51,13 +52,13 @@ class TwoDomainFitter(RunsFitter):
 
     limit: dict[str, float]
 
-    def limited(self, runs: Runs, task: Task) -> Task:
+    def fit_seen(self, data: Runs, task: Task, judges: Mapping[str, Runs]) -> Fit:
         """The losses that are limited are fitted and judged too; they count 0 in the objective."""
-        check_two(runs, self.name)
+        check_two(data, self.name)
         for column in self.limit:
-            runs.outcome(column)
+            data.outcome(column)
         extra = {c: 0.0 for c in self.limit if c not in task.target}
-        return super().limited(runs, replace(task, target={**task.target, **extra}))
+        return super().fit_seen(data, replace(task, target={**task.target, **extra}), judges)
 
     def propose(self, laws: dict[str, Law], task: Task, runs: Runs) -> Optimum:
         """The best ratio on a grid refined twice, among those within the limits."""
