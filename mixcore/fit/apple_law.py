@@ -4,11 +4,10 @@ from typing import Any
 
 import numpy as np
 
-from mixcore.errors import ArgumentError
 from mixcore.fit import register
 from mixcore.fit._least_squares import least_squares, losses_only
 from mixcore.fit.base import RunsFitter
-from mixcore.fit.law import Law
+from mixcore.fit.law import Law, TooFewRunsError
 from mixcore.fit.runs import Runs
 from mixcore.fit.table import Floats
 from mixcore.fit.task import Task
@@ -154,7 +153,7 @@ class AppleLaw(RunsFitter):
         per_axis = num + 2 if self.joint else 2
         needed = 1 + 2 * num + per_axis * sum(several)
         if len(runs) <= needed:
-            raise ArgumentError(
+            raise TooFewRunsError(
                 f"{runs.file} has {len(runs)} runs to fit {needed} parameters of {column!r}"
             )
         y = runs.outcome(column)

@@ -73,7 +73,10 @@ class AutoScale(RunsFitter):
 
     "paper" (DDO): `runs.csv` (with `tokens`) holds a base run and, for each domain, two runs or
     more in which only that domain's tokens differ (x3 and x1/3). From those, (N0_i, gamma_i, l_i)
-    of each domain is fitted on its own, the other domains being part of l_i.
+    of each domain is fitted on its own, the other domains being part of l_i. Three points do not
+    always say which law it is: gamma N^-gamma is largest at gamma = 1 / ln N, so two laws, one on
+    each side of it, can go through them. Between the points, where the optimum is looked for, the
+    two hardly differ; more than two perturbed runs a domain tell them apart.
     "code": the same on perplexity, in units of the base run's, with N_i in units of the base run's
     and a least amount of 0.2 of them, as in the authors' notebook. That power has no free factor,
     so its units are part of the law and the answers differ. (The notebook's text says 1/3, its
@@ -230,7 +233,7 @@ def shifted_power(x: Floats, y: Floats, unit: float, where: str) -> tuple[float,
         for b in (0.01, 0.05, 0.1, 0.2, 0.5, 1.0)
     ]
     low, high = np.array([1e-9, 0.0, -np.inf]), np.array([1e6, 100.0, np.inf])
-    a, b, c = least_squares(residuals, jacobian, starts, low, high)
+    a, b, c = least_squares(residuals, jacobian, starts, low, high, evaluations=300)
     return float(a), float(b), float(c)
 
 

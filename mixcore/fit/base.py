@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from mixcore.errors import ArgumentError
-from mixcore.fit.law import Law, SeenLaw
+from mixcore.fit.law import Law, SeenLaw, TooFewRunsError
 from mixcore.fit.propose import Optimum, minimise
 from mixcore.fit.runs import Runs, read_runs
 from mixcore.fit.stats import Quality, folds, quality
@@ -212,8 +212,8 @@ class RunsFitter(Fitter):
     def fit_seen(self, data: Runs, task: Task, judges: Mapping[str, Runs]) -> Fit:
         """The same where every domain was drawn."""
         self.check_runs(data, task)
-        held_out = self.judge(data, task)
         laws = {c: self.law(data, c, task) for c in task.target}
+        held_out = self.judge(data, task)
         elsewhere = {f: predict_all(laws, runs, task) for f, runs in judges.items()}
         found = self.propose(laws, task, data)
         self.warn_about(found.weights, laws, data, task)
@@ -268,23 +268,28 @@ class RunsFitter(Fitter):
 
     def judge(self, runs: Runs, task: Task) -> dict[str, Quality]:
         """Fit without a fifth of the mixtures, predict those; each mixture is held out once."""
-        groups = runs.groups()
-        mixtures = len(np.unique(groups))
-        least = self.least_runs(int(runs.weights.any(axis=0).sum()))
-        num = min(FOLDS, mixtures)
-        if mixtures - math.ceil(mixtures / num) < least:
-            num = mixtures  # as many as possible are left to fit: one mixture held out at a time
-        if mixtures - 1 < least:
-            self.notes.append("too few mixtures to hold any out: the fit is not judged")
-            return {}
-        predicted = {c: np.full(len(runs), np.nan) for c in task.target}
+        mixtures = len(np.unique(runs.weights, axis=0))
         said = list(self.notes)
-        for fitted, out in folds(groups, num, task.seed):
+        for num in sorted({min(FOLDS, mixtures), mixtures}):  # if need be, one mixture at a time
+            try:
+                return self._judge(runs, task, num)
+            except TooFewRunsError:
+                continue
+            finally:
+                self.notes = list(said)  # what the folds said is about the folds
+        self.notes.append("too few mixtures to hold any out: the fit is not judged")
+        return {}
+
+    def _judge(self, runs: Runs, task: Task, num: int) -> dict[str, Quality]:
+        predicted = {c: np.full(len(runs), np.nan) for c in task.target}
+        least = self.least_runs(len(runs.domains))
+        for fitted, out in folds(runs.groups(), num, task.seed):
             part, rest = runs.some(fitted), runs.some(out)
+            if len(np.unique(part.weights, axis=0)) < least:
+                raise TooFewRunsError(f"{self.name} needs {least} mixtures")
             for column in task.target:
                 law = self.law(part, column, task)
                 predicted[column][out] = law.predict(rest.weights, rest.tokens, rest.params)
-        self.notes = said  # what the folds said is about the folds
         return _compare(predicted, runs, task)
 
     def warn_about(self, weights: Floats, laws: dict[str, Law], runs: Runs, task: Task) -> None:

@@ -8,7 +8,7 @@ from mixcore.errors import ArgumentError
 from mixcore.fit import register
 from mixcore.fit._least_squares import least_squares, losses_only
 from mixcore.fit.base import RunsFitter
-from mixcore.fit.law import Law
+from mixcore.fit.law import Law, TooFewRunsError
 from mixcore.fit.propose import Optimum, gap, within
 from mixcore.fit.runs import LOSS, Runs
 from mixcore.fit.table import Floats
@@ -150,7 +150,7 @@ def fit_own(runs: Runs, column: str, domain: int, budget: float | None) -> Power
     drawn = p > 0
     p, y = p[drawn], y[drawn]
     if len(np.unique(p)) < 2:
-        raise ArgumentError(
+        raise TooFewRunsError(
             f"{runs.file}: {column!r} was measured at {len(np.unique(p))} different weights > 0 of "
             f"{runs.domains[domain]!r}; its law needs 2"
         )
@@ -175,7 +175,7 @@ def fit_own(runs: Runs, column: str, domain: int, budget: float | None) -> Power
         return PowersLaw(_one(num, domain, alpha), _one(num, domain, f))
     assert steps is not None
     if len(np.unique(steps)) < 3:
-        raise ArgumentError(f"{runs.file}: a law of the steps needs 3 different tokens")
+        raise TooFewRunsError(f"{runs.file}: a law of the steps needs 3 different tokens")
     unit = float(np.exp(np.log(steps).mean()))
     z = steps / unit
 

@@ -11,7 +11,7 @@ from mixcore.fit import register
 from mixcore.fit._least_squares import least_squares
 from mixcore.fit._libraries import scipy
 from mixcore.fit.base import Fit
-from mixcore.fit.law import Law
+from mixcore.fit.law import Law, TooFewRunsError
 from mixcore.fit.runs import Runs
 from mixcore.fit.table import Floats
 from mixcore.fit.task import Task
@@ -123,7 +123,7 @@ def fit_power_of_ratio(ratio: Floats, y: Floats, domain: int) -> PowerOfRatio:
         keep = ratio > 0
         ratio, y = ratio[keep], y[keep]
     if len(np.unique(ratio)) < 3:
-        raise ArgumentError(f"the law a R^s + b needs 3 different ratios > 0, got {len(ratio)}")
+        raise TooFewRunsError(f"the law a R^s + b needs 3 different ratios > 0, got {len(ratio)}")
 
     def linear(s: float) -> tuple[float, Floats]:
         columns = np.column_stack([ratio**s, np.ones_like(ratio)])

@@ -9,7 +9,7 @@ from mixcore.errors import ArgumentError
 from mixcore.fit import register
 from mixcore.fit._least_squares import least_squares
 from mixcore.fit._libraries import scipy
-from mixcore.fit.law import Law
+from mixcore.fit.law import Law, TooFewRunsError
 from mixcore.fit.runs import Runs
 from mixcore.fit.table import Floats
 from mixcore.fit.task import Task
@@ -121,7 +121,7 @@ class DCPT(TwoDomainFitter):
         d, unit_d, several_d = _scaled(runs.tokens, len(runs))
         num_parameters = 6 + 2 * several_n + several_d
         if len(runs) <= num_parameters:
-            raise ArgumentError(
+            raise TooFewRunsError(
                 f"{runs.file}: {column!r} has {len(runs)} runs to fit {num_parameters} parameters"
             )
         y = runs.outcome(column)
@@ -163,12 +163,28 @@ def fit_ratio(
     def residuals(law: Floats) -> Floats:
         return np.asarray(np.log(np.maximum(terms(law[4:], r, n, d) @ law[:4], 1e-300)) - target)
 
+    def jacobian(law: Floats) -> Floats:
+        eps, gamma = law[7:]
+        columns = terms(law[4:], r, n, d)
+        by_linear = columns.copy()
+        columns *= law[:4]
+        far = r + max(eps, 1e-12)
+        by_powers = [
+            -columns[:, 1] * np.log(n),
+            columns[:, 2] * np.log(np.maximum(r, 1e-300)),
+            -columns[:, 2] * np.log(d),
+            -columns[:, 3] * gamma / far,
+            -columns[:, 3] * np.log(far),
+        ]
+        total = np.maximum(columns.sum(axis=1), 1e-300)
+        return np.column_stack([by_linear, *by_powers]) / total[:, None]
+
     low = np.zeros(9)
     low[7] = 1e-6
     high = np.concatenate([np.full(4, np.inf), np.where(free, 8.0, 1e-12)])
     high[1] = np.inf if several_n else 1e-12
-    best = [start for _, start in found[:8]]
-    law = least_squares(residuals, None, best, low, high, huber_delta=1e-3)
+    best = [start for _, start in found[:6]]
+    law = least_squares(residuals, jacobian, best, low, high, huber_delta=1e-3, evaluations=500)
     return law[:4], law[4:]
 
 

@@ -6,7 +6,12 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
+from mixcore.errors import ArgumentError
 from mixcore.fit.table import Floats
+
+
+class TooFewRunsError(ArgumentError):
+    """A law has more parameters than there are runs, or its trees found no split."""
 
 
 class Law:

@@ -17,6 +17,7 @@ from mixcore.fit.law import Law
 from mixcore.fit.propose import Optimum, all_within, dirichlet, minimise, within
 from mixcore.fit.regmix import predicted_objective
 from mixcore.fit.runs import Runs
+from mixcore.fit.table import Floats
 from mixcore.fit.task import Corpus, Task, make_task
 from mixcore.methods.base import choice, normalise, number, whole
 

@@ -9,7 +9,7 @@ from mixcore.errors import ArgumentError
 from mixcore.fit import register
 from mixcore.fit._libraries import lightgbm
 from mixcore.fit.base import RunsFitter
-from mixcore.fit.law import Law
+from mixcore.fit.law import Law, TooFewRunsError
 from mixcore.fit.propose import Optimum, all_within, best_of, dirichlet
 from mixcore.fit.runs import Runs
 from mixcore.fit.stats import folds
@@ -117,7 +117,7 @@ def fit_trees(
         valid = [library.Dataset(weights[out], outcome[out], reference=data)]
     booster = library.train(options, data, rounds, valid_sets=valid, callbacks=callbacks)
     if not booster.feature_importance("split").any():
-        raise ArgumentError(
+        raise TooFewRunsError(
             f"the trees found no split in {len(rows)} runs and would predict the same everywhere: "
             f"give more runs or a smaller min_leaf (now {settings['min_data_in_leaf']})"
         )

@@ -14,6 +14,7 @@ import numpy as np
 from mixcore.errors import ArgumentError
 from mixcore.fit import fitter_class
 from mixcore.fit.base import RunsFitter
+from mixcore.fit.law import TooFewRunsError
 from mixcore.fit.runs import METRIC, Runs
 from mixcore.fit.stats import Ints, interval, spearman
 from mixcore.fit.table import Floats
@@ -278,7 +279,7 @@ def learning_curve(
             test = judge if judge is not None else runs.some(~chosen)
             try:
                 law = made.law(part, column, task)
-            except ArgumentError:  # too few for this fit after all (no split, no rank)
+            except TooFewRunsError:
                 continue
             found.append(
                 spearman(law.predict(test.weights, test.tokens, test.params), test.outcome(column))
