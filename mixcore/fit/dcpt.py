@@ -177,7 +177,7 @@ def fit_ratio(
             -columns[:, 3] * np.log(far),
         ]
         total = np.maximum(columns.sum(axis=1), 1e-300)
-        return np.column_stack([by_linear, *by_powers]) / total[:, None]
+        return np.asarray(np.column_stack([by_linear, *by_powers]) / total[:, None])
 
     low = np.zeros(9)
     low[7] = 1e-6

@@ -21,7 +21,7 @@ from mixcore.fit.table import Floats
 from mixcore.fit.task import make_task
 
 REPEATS = 400
-NEAR = 0.02  # L1 distance up to which two mixtures are one: published weights are rounded
+NEAR = 0.001  # L1 distance a domain up to which two mixtures are one: tables are rounded
 GOOD = 0.05  # regret, in spreads of the outcome, that is called small
 
 
@@ -169,7 +169,7 @@ def _by_mixture(a: Runs, b: Runs) -> list[tuple[Ints, Ints]]:
     for i in first_a:
         far = np.abs(b.weights[first_b] - a.weights[i]).sum(axis=1)
         j = int(far.argmin())
-        if far[j] <= NEAR and j not in taken:
+        if far[j] <= NEAR * len(a.domains) and j not in taken:
             taken.add(j)
             rows_b = np.flatnonzero(groups_b == groups_b[first_b[j]])
             pairs.append((np.flatnonzero(groups_a == groups_a[i]), rows_b))
