@@ -77,10 +77,10 @@ class AutoScale(RunsFitter):
     always say which law it is: gamma N^-gamma is largest at gamma = 1 / ln N, so two laws, one on
     each side of it, can go through them. Between the points, where the optimum is looked for, the
     two hardly differ; more than two perturbed runs a domain tell them apart.
-    "code": the same on perplexity, in units of the base run's, with N_i in units of the base run's
-    and a least amount of 0.2 of them, as in the authors' notebook. That power has no free factor,
-    so its units are part of the law and the answers differ. (The notebook's text says 1/3, its
-    numbers are at 1/5; here the runs say where they are.)
+    "code": the same on perplexity, in units of the base run's, N_i in units of the base run's
+    and a least amount of 0.2 of them, each law searched from (1, 1, 1), as in the notebook. That
+    power has no free factor, so its units are part of the law and the answers differ. (The
+    notebook's text says 1/3, its numbers are at 1/5; here the runs say where they are.)
     "joint": the sum fitted to any mixtures at one budget, as Olmix's port does.
 
     With base runs at two budgets N1 < N2 the optimum at `budget` follows by
@@ -173,7 +173,9 @@ class AutoScale(RunsFitter):
             rows = np.append(neighbours(amounts, base, i), base)
             x = amounts[rows, i] / unit[i]
             scale = 1.0 if code else float(unit[i])
-            a[i], b[i], c = shifted_power(x, y[rows], scale, f"{runs.file}: {runs.domains[i]!r}")
+            where = f"{runs.file}: {runs.domains[i]!r}"
+            starts = [np.ones(3)] if code else None  # which of two laws is found hangs on it
+            a[i], b[i], c = shifted_power(x, y[rows], scale, where, starts)
             fitted = ((x + a[i]) * scale) ** -b[i] + c
             worst = max(worst, float(np.abs(fitted / y[rows] - 1).max()))
         total = float(unit.sum())
@@ -213,7 +215,9 @@ def bases(amounts: Floats, runs: Runs) -> list[int]:
     return found
 
 
-def shifted_power(x: Floats, y: Floats, unit: float, where: str) -> tuple[float, float, float]:
+def shifted_power(
+    x: Floats, y: Floats, unit: float, where: str, starts: list[Floats] | None = None
+) -> tuple[float, float, float]:
     """(a, b, c) of y = ((x + a) unit)^-b + c, a >= 0, b >= 0, by least squares."""
     if len(np.unique(x)) < 3:
         raise ArgumentError(f"{where}: the law of its tokens needs 3 different amounts")
@@ -227,11 +231,12 @@ def shifted_power(x: Floats, y: Floats, unit: float, where: str) -> tuple[float,
         by_a = -law[1] * power / (x + law[0])
         return np.column_stack([by_a, -power * np.log(data), np.ones_like(x)])
 
-    starts = [
-        np.array([a, b, float((y - ((x + a) * unit) ** -b).mean())])
-        for a in (0.01, 0.1, 0.5, 1.0, 3.0)
-        for b in (0.01, 0.05, 0.1, 0.2, 0.5, 1.0)
-    ]
+    if starts is None:
+        starts = [
+            np.array([a, b, float((y - ((x + a) * unit) ** -b).mean())])
+            for a in (0.01, 0.1, 0.5, 1.0, 3.0)
+            for b in (0.01, 0.05, 0.1, 0.2, 0.5, 1.0)
+        ]
     low, high = np.array([1e-9, 0.0, -np.inf]), np.array([1e6, 100.0, np.inf])
     a, b, c = least_squares(residuals, jacobian, starts, low, high, evaluations=300)
     return float(a), float(b), float(c)
