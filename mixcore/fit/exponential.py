@@ -55,7 +55,7 @@ def fit_exponential(
     restarts: int = 8,
     seed: int = 0,
 ) -> ExponentialLaw:
-    """Fit by Huber loss on the outcome itself, c in [0, least outcome) for losses.
+    """Fit by Huber loss on the outcome itself, c >= 0 for losses.
 
     Fitting log(outcome - c) would be ill posed: it weighs runs by how near they come to c.
 
@@ -72,16 +72,18 @@ def fit_exponential(
     y = sign * outcome
     least, spread = float(y.min()), max(float(np.ptp(y)), 1e-12)
     bottom = 0.0 if sign > 0 and least > 0 else -np.inf
-    ceiling = least - 1e-9 * spread
+    # Noise puts runs below c. On the published RegMix runs a bound at the least outcome costs rank
+    # correlation at every scale.
+    ceiling = float(y.max())
     if bottom == 0.0:
-        floors = [f * least for f in FLOORS] + [max(least - spread / 2, 0.0)]
+        floors = [f * least for f in FLOORS] + [max(least - spread / 2, 0.0), least + spread / 10]
     else:
         floors = [least - f * spread for f in (0.01, 0.1, 0.5, 2.0, 10.0)]
     num = weights.shape[1]
     starts = []
     for floor in floors:
         slopes, *_ = np.linalg.lstsq(
-            weights, np.log(np.maximum(y - floor, 1e-9 * spread)), rcond=None
+            weights, np.log(np.maximum(y - floor, 1e-3 * spread)), rcond=None
         )
         starts.append(np.concatenate([[floor], slopes]))
     law = _solve(weights, y, starts, 1, bottom, ceiling, huber_delta)
