@@ -67,6 +67,11 @@ def _of_mix(path: Path, value: dict[str, Any]) -> Corpus:
         raise ArgumentError(
             f"{path} must have tokens_per_sample: sizes are in samples, a fit needs tokens"
         )
+    listed = [d.get("name") for d in value["domains"]]
+    if listed != [d.name for d in config.domains]:
+        raise ArgumentError(
+            f"{path} has nested domains; a fit needs a flat list of them, or a YAML mapping of sizes"
+        )
     return Corpus(
         {d.name: math.inf if d.size is None else float(d.size * tokens) for d in config.domains},
         {d.name: float(d.max_epochs) for d in config.domains if d.max_epochs is not None},
