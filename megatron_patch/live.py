@@ -2,7 +2,7 @@
 
 import functools
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -210,11 +210,18 @@ def _loss_mask(loss_function: Any, output: Any, micro_batch_size: int) -> Any:
         return None
     if output.numel() % micro_batch_size or output.shape[0] != micro_batch_size:
         return None
-    held: Mapping[str, Any] = getattr(loss_function, "keywords", None) or {}
-    for value in (*getattr(loss_function, "args", ()), held.get("loss_mask")):
+    for value in _bound(loss_function):
         if isinstance(value, torch.Tensor) and value.numel() == output.numel():
             return value
     return None
+
+
+def _bound(function: Any) -> Iterator[Any]:
+    """What `functools.partial` has bound, by place or as `loss_mask`; partials of partials too."""
+    if isinstance(function, functools.partial):
+        yield from _bound(function.func)
+        for value in (*function.args, function.keywords.get("loss_mask")):
+            yield from _bound(value) if isinstance(value, functools.partial) else (value,)
 
 
 def wrap_train_step(original: Callable[..., Any]) -> Callable[..., Any]:
