@@ -28,6 +28,7 @@ from mixcore.indexed_writer import IndexedWriter
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
+EXAMPLE = ROOT / "examples" / "megatron" / "pretrain_gpt.py"
 SEQUENCE = 16
 TIMEOUT = 180  # seconds; a run of 50 iterations takes about 6
 
@@ -268,7 +269,7 @@ def read_rank(folder: Path, rank: int) -> Rank:
                 found.losses.append(Loss(**entry))
 
 
-def environment(megatron: Path, record: Path) -> dict[str, str]:
+def environment(megatron: Path, record: Path, script: Path) -> dict[str, str]:
     """What a rank's process needs; its own number is added for each."""
     path = [str(HERE / "site"), str(megatron), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
     with socket.socket() as free:
@@ -280,6 +281,7 @@ def environment(megatron: Path, record: Path) -> dict[str, str]:
         "PYTHONPATH": os.pathsep.join(filter(None, path)),
         "MASTER_PORT": str(port),
         "RECORD": str(record),
+        "SCRIPT": str(script),
     }
 
 
@@ -295,7 +297,7 @@ def start(
     global_batch: int | None = 8,
     patched: bool = False,
     megatron: Path | None = None,
-    script: Path = HERE / "pretrain.py",
+    script: Path = EXAMPLE,
     launcher: Sequence[str] = (sys.executable,),
 ) -> Running:
     """Start a run in a folder of its own.
@@ -311,14 +313,14 @@ def start(
         global_batch: --global-batch-size; None: not given.
         patched: Run the script through `-m megatron_patch`.
         megatron: The folder that holds the package `megatron`; megatron-core 0.19.2 if not given.
-        script: What to run.
+        script: What to run: a script that calls `megatron.training.pretrain`.
         launcher: The command before the script, or before `-m megatron_patch`.
     """
     folder.mkdir(parents=True)
     command = [
         *launcher,
         *(["-m", "megatron_patch"] if patched else []),
-        *[str(script), *MODEL, "--vocab-size", str(corpus.vocab_size)],
+        *[str(HERE / "record.py"), *MODEL, "--vocab-size", str(corpus.vocab_size)],
         *["--seq-length", str(SEQUENCE), "--max-position-embeddings", str(SEQUENCE)],
         *["--micro-batch-size", str(micro_batch)],
         *([] if global_batch is None else ["--global-batch-size", str(global_batch)]),
@@ -326,7 +328,7 @@ def start(
         *["--data-path", *corpus.blend(weights)],
         *["--data-cache-path", str(folder / "cache"), *flags],
     ]
-    return Running(folder, [command] * ranks, environment(megatron or core(), folder))
+    return Running(folder, [command] * ranks, environment(megatron or core(), folder, script))
 
 
 def train(folder: Path, corpus: Corpus, *, timeout: float = TIMEOUT, **options) -> Result:
