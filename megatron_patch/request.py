@@ -14,6 +14,8 @@ import numpy as np
 from mixcore.errors import ArgumentError, MixcoreError
 from mixcore.indexed import IndexedReader
 
+SURPLUS = 0.005  # Megatron's default of mid_level_dataset_surplus
+
 
 @dataclass(frozen=True)
 class Corpus:
@@ -54,7 +56,7 @@ class Request:
     seed: int
     train_samples: int
     batch_sizes: tuple[tuple[int, int], ...]
-    surplus: float = 0.005
+    surplus: float = SURPLUS
 
     @property
     def names(self) -> list[str]:
@@ -84,28 +86,65 @@ def request_from(args: Any, batch_sizes: Sequence[tuple[int, int]] | None = None
     from megatron.training.utils import get_blend_and_blend_per_split
 
     blend, per_split = get_blend_and_blend_per_split(args)
-    split = (0.0, 1.0)
+    split = None
     if blend is not None:
         split = convert_split_vector_to_split_matrix(parse_and_normalize_split(args.split))[0]
-        if split is None:
-            raise ArgumentError(f"--split must leave something to train on, got {args.split!r}")
-    elif per_split is not None:
-        blend = per_split[0]
-    if blend is None:
-        raise ArgumentError("the mixture needs --data-path, --train-data-path or their files")
-    prefixes, weights = blend
-    if per_split is not None and len(prefixes) == 1:
-        weights = None  # as Megatron: a split of one corpus is no blend, whatever its weight
     size = args.global_batch_size
-    return Request(
-        corpora=tuple(read_corpora(prefixes, split, args.seq_length)),
-        weights=None if weights is None else tuple(float(w) for w in weights),
-        split=(float(split[0]), float(split[1])),
+    return request_for(
+        blend,
+        per_split,
+        split,
         seq_length=args.seq_length,
         seed=args.seed,
         train_samples=args.train_samples or args.train_iters * size,
         batch_sizes=tuple(batch_sizes or ((0, size),)),
-        surplus=getattr(args, "mid_level_dataset_surplus", None) or 0.005,
+        surplus=getattr(args, "mid_level_dataset_surplus", None) or SURPLUS,
+    )
+
+
+def request_for(
+    blend: Any,
+    per_split: Any,
+    split: tuple[float, float] | None,
+    *,
+    seq_length: int,
+    seed: int,
+    train_samples: int,
+    batch_sizes: tuple[tuple[int, int], ...],
+    surplus: float,
+) -> Request:
+    """The request of a blend as Megatron's dataset configuration holds it.
+
+    Args:
+        blend: (prefixes, weights or None) of all splits, or None.
+        per_split: The same for train, valid and test; looked at where there is no `blend`.
+        split: Of the train split in `blend`.
+        seq_length: As in Request, like the others.
+        seed: Of the run.
+        train_samples: Of the train split.
+        batch_sizes: (first position, samples a step).
+        surplus: Of the mid-level datasets.
+    """
+    if blend is None:
+        blend = None if per_split is None else per_split[0]
+        alone = blend is not None and len(blend[0]) == 1
+        if alone:  # as Megatron: one corpus is no blend there, whatever its weight
+            blend = (blend[0], None)
+        split = (0.0, 1.0)
+    if blend is None:
+        raise ArgumentError("the mixture needs --data-path, --train-data-path or their files")
+    if split is None:
+        raise ArgumentError("--split must leave something to train on")
+    prefixes, weights = blend
+    return Request(
+        corpora=tuple(read_corpora(prefixes, split, seq_length)),
+        weights=None if weights is None else tuple(float(w) for w in weights),
+        split=(float(split[0]), float(split[1])),
+        seq_length=seq_length,
+        seed=seed,
+        train_samples=train_samples,
+        batch_sizes=batch_sizes,
+        surplus=surplus,
     )
 
 

@@ -1,5 +1,6 @@
 """The run of this process: its ledger, and what it was planned from. There is one at a time."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,6 +37,7 @@ class Run:
 
 _run: Run | None = None
 _saved_args: Any = None  # of the checkpoint that was loaded
+_planner: Callable[[Any], Run] | None = None
 
 
 def current() -> Run | None:
@@ -51,8 +53,8 @@ def begin(run: Run) -> None:
 
 def end() -> None:
     """Forget the run; for tests, and before another."""
-    global _run, _saved_args
-    _run = _saved_args = None
+    global _run, _saved_args, _planner
+    _run = _saved_args = _planner = None
 
 
 def remember_checkpoint(args: Any) -> None:
@@ -66,14 +68,21 @@ def checkpoint() -> Any:
     return _saved_args
 
 
+def plan_with(planner: Callable[[Any], Run] | None) -> None:
+    """Plan the run from the first dataset builder instead of from a command line."""
+    global _planner
+    _planner = planner
+
+
 def for_builder(builder: Any) -> Run | None:
     """The run that a dataset builder's train split belongs to, or None: Megatron's own will do."""
-    run = current()
-    if run is None:
+    if current() is None and _planner is None:
         return None
     config = builder.config
     if config.mock:
         raise ArgumentError("--mock-data has no domains to mix: leave it or the --mix flags out")
     if config.blend is None and config.blend_per_split[0] is None:
         return None
-    return run
+    if current() is None and _planner is not None:
+        begin(_planner(builder))
+    return current()
