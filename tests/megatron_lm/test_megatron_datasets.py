@@ -117,7 +117,10 @@ for order in ("balanced", "megatron"):
     ids = [int(second[i]["dataset_id"]) for i in range(240)]
     assert 0 not in ids[120:] and ids.count(2) > 80
     for domain in range(3):
-        seen = np.concatenate([before, after])[np.array(ids) == domain][:, 0]
+        here = np.array(ids) == domain
+        draws = mixcore.Sampler(ledger).picks(0, 240).draw[here]
+        assert sorted(draws) == list(range(len(draws)))
+        seen = np.concatenate([before, after])[here][np.argsort(draws), 0]
         size = megatron_patch.ledger().domains[domain].size
         built = 0  # samples in Megatron's own arrays, where epochs are shuffled together
         if order == "megatron":
