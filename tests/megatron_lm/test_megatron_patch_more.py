@@ -184,3 +184,13 @@ def test_a_checkpoint_whose_ledger_is_of_another_moment(corpus, tmp_path):
         train(tmp_path / "b", corpus, flags=[*flags, *wrong], patched=True)
     assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
     assert json.loads((folder / "mixcore_ledger.json").read_text().splitlines()[0])["seed"] == 1234
+
+
+def test_order_megatron_is_stock_under_step_batch_sizes(corpus, tmp_path):
+    sizes = ["--step-batch-size-schedule", f"0:4 {40 * SEQUENCE}:8 {122 * SEQUENCE}:12"]
+    flags = ["--train-samples", "296", "--lr-decay-samples", "296", *sizes]
+    options = {"iterations": None, "global_batch": None}
+    plain = train(tmp_path / "a", corpus, flags=flags, **options)
+    order = ["--mix-order", "megatron"]
+    run = train(tmp_path / "b", corpus, flags=[*flags, *order], patched=True, **options)
+    assert (run.positions() == plain.positions()).all()
