@@ -247,7 +247,7 @@ def test_what_cannot_change(tmp_path):
         resumed(ledger, wanted, replace(wanted, seed=5), 80)
     with pytest.raises(ArgumentError, match="--seq-length 16, got 32"):
         resumed(ledger, wanted, replace(wanted, seq_length=32), 80)
-    with pytest.raises(LedgerError, match="domain 'd0' was .*size=312.* is .*size=316"):
+    with pytest.raises(LedgerError, match=r"domain 'd0' was .*size=312.* is .*size=316"):
         resumed(ledger, wanted, request(tokens=(5_060, 3_000, 2_000)), 80)
 
 
