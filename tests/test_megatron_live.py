@@ -142,9 +142,7 @@ def test_ranks_that_do_not_observe_step_all_the_same():
 
 def test_a_step_that_is_not_the_ledgers():
     live = live_of(new_ledger())
-    with pytest.raises(
-        LedgerError, match=r"train on 8 samples from position 0, .*\[0, 12"
-    ):
+    with pytest.raises(LedgerError, match=r"train on 8 samples from position 0, .*\[0, 12"):
         live.before(0, 2)
     with pytest.raises(LedgerError, match=r"12 samples from position 4, .*\[0, 12\)"):
         live.before(4, 3)
