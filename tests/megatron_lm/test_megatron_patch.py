@@ -217,7 +217,7 @@ def test_killed_and_resumed_elsewhere_is_the_uninterrupted_run(corpus, tmp_path)
 
 
 def test_a_stock_checkpoint_is_adopted(tmp_path):
-    """Stock Megatron to iteration 20, then the patch: other weights, DP size, place of the files."""
+    """Stock Megatron to iteration 20, then the patch with other weights, DP size and place."""
     folder = tmp_path / "checkpoint"
     stop = ["--exit-interval", "20"]
     corpus = write_corpus(tmp_path / "data", [5_000, 3_000, 2_000])

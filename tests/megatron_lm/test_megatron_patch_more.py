@@ -175,7 +175,7 @@ def test_a_wrong_mix_yaml_says_all_that_is_wrong(corpus, tmp_path):
 
 def test_a_method_that_needs_gradients_is_refused(corpus, tmp_path):
     config = write_yaml(tmp_path / "mix.yaml", method={"name": "dga"})
-    with pytest.raises(AssertionError, match="'dga' needs .*; under Megatron there are losses"):
+    with pytest.raises(AssertionError, match=r"'dga' needs .*; under Megatron there are losses"):
         train(tmp_path / "run", corpus, ranks=2, flags=config, patched=True)
 
 
