@@ -1,5 +1,7 @@
 """The exponential and power laws of the mixture: known parameters and optima are found again."""
 
+import json
+
 import numpy as np
 import pytest
 from fit_runs import (
@@ -284,3 +286,31 @@ def test_bad_names_and_options():
     runs.outcomes["metric/m"] = np.ones(40)
     with pytest.raises(ArgumentError, match="bimix is a law of losses"):
         fit("bimix", runs, "metric/m")
+
+
+@pytest.mark.parametrize("name", ["mixing_law", "olmix", "bimix", "regmix"])
+@pytest.mark.parametrize("kind", ["constant", "one domain", "one-hot", "huge", "sparse"])
+def test_degenerate_runs_give_weights_or_one_error(name, kind):
+    weights = mixtures(30, 3)
+    y = np.random.default_rng(0).normal(3, 0.1, 30)
+    if kind == "constant":
+        y = np.full(30, 2.0)
+    elif kind == "one domain":
+        weights = np.ones((30, 1))
+    elif kind == "one-hot":
+        weights = np.tile(np.eye(3), (10, 1))
+    elif kind == "huge":
+        y = y * 1e300
+    else:
+        weights = np.where(weights < 0.3, 0, weights)
+        weights /= weights.sum(axis=1, keepdims=True)
+    options = {"samples": 200, "rounds": 20, "min_leaf": 5} if name == "regmix" else {}
+    try:
+        with np.errstate(all="ignore"):
+            found = fit(name, make_runs(weights, {"loss/d0": y}), "loss/d0", **options)
+    except ArgumentError as error:
+        assert "\n" not in str(error)
+        return
+    assert np.isfinite(found.weights).all()
+    assert found.weights.sum() == pytest.approx(1)
+    json.dumps(found.to_json(), allow_nan=False)

@@ -6,7 +6,7 @@ import numpy as np
 
 from mixcore.errors import ArgumentError
 from mixcore.fit._libraries import scipy
-from mixcore.fit.runs import LOSS
+from mixcore.fit.runs import LOSS, Runs
 from mixcore.fit.table import Floats
 
 Residuals = Callable[[Floats], Floats]
@@ -20,7 +20,7 @@ def least_squares(
     high: Floats,
     *,
     huber_delta: float | None = None,
-    evaluations: int = 2000,
+    evaluations: int = 500,
 ) -> Floats:
     """The parameters of least sum of Huber (or squared) residuals, within bounds.
 
@@ -86,7 +86,14 @@ def power_law(x: Floats, y: Floats) -> Floats:
     return np.array([law[0], law[1] * unit ** law[2], law[2]])
 
 
-def losses_only(column: str, method: str) -> None:
-    """Refuse metrics where the law is one of losses."""
+def positive_losses(runs: Runs, column: str, method: str) -> Floats:
+    """The outcome, float64[R]; refused where it is a metric, or not > 0 as losses are."""
     if not column.startswith(LOSS):
         raise ArgumentError(f"{method} is a law of losses; the target {column!r} is none")
+    y = runs.outcome(column)
+    if (y <= 0).any():
+        row = int(y.argmin())
+        raise ArgumentError(
+            f"{runs.file}: {column!r} must be > 0 for {method}, got {y[row]:g} of {runs.names[row]!r}"
+        )
+    return y

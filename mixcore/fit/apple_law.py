@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from mixcore.fit import register
-from mixcore.fit._least_squares import least_squares, losses_only
+from mixcore.fit._least_squares import least_squares, positive_losses
 from mixcore.fit.base import RunsFitter
 from mixcore.fit.law import Law, TooFewRunsError
 from mixcore.fit.runs import Runs
@@ -142,7 +142,7 @@ class AppleLaw(RunsFitter):
 
     def law(self, runs: Runs, column: str, task: Task) -> Law:
         """Fit one loss."""
-        losses_only(column, self.name)
+        y = positive_losses(runs, column, self.name)
         num = len(runs.domains)
         axes = [runs.params, runs.tokens]
         several = [a is not None and len(np.unique(a)) > 1 for a in axes]
@@ -156,7 +156,6 @@ class AppleLaw(RunsFitter):
             raise TooFewRunsError(
                 f"{runs.file} has {len(runs)} runs to fit {needed} parameters of {column!r}"
             )
-        y = runs.outcome(column)
         low, high, starts = self._bounds(y, num, several, task.seed)
 
         def residuals(law: Floats) -> Floats:

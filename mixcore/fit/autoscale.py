@@ -7,7 +7,7 @@ import numpy as np
 
 from mixcore.errors import ArgumentError
 from mixcore.fit import register
-from mixcore.fit._least_squares import least_squares, losses_only
+from mixcore.fit._least_squares import least_squares, positive_losses
 from mixcore.fit.base import Fit, RunsFitter
 from mixcore.fit.law import Law
 from mixcore.fit.propose import minimise, within
@@ -111,9 +111,9 @@ class AutoScale(RunsFitter):
 
     def law(self, runs: Runs, column: str, task: Task) -> Law:
         """The joint law of one loss."""
-        losses_only(column, self.name)
+        y = positive_losses(runs, column, self.name)
         tokens = 1.0 if runs.tokens is None else float(runs.tokens[0])
-        return fit_joint(runs.weights, runs.outcome(column), tokens)
+        return fit_joint(runs.weights, y, tokens)
 
     def fit(self, data: Runs, task: Task, judges: Mapping[str, Runs]) -> Fit:
         """DDO at every budget there is a base run for, carried to the task's budget."""
@@ -121,8 +121,7 @@ class AutoScale(RunsFitter):
             return super().fit(data, task, judges)
         self.notes = list(task.notes)
         for column in task.target:
-            losses_only(column, self.name)
-            data.outcome(column)
+            positive_losses(data, column, self.name)
         if not task.target:
             raise ArgumentError(f"target is missing; {data.file} has: {', '.join(data.outcomes)}")
         if data.tokens is None:

@@ -87,8 +87,8 @@ class Fit:
             "elsewhere": {
                 f: {c: q.to_json() for c, q in table.items()} for f, table in self.elsewhere.items()
             },
-            "predicted": self.predicted,
-            "predicted_prior": self.predicted_prior,
+            "predicted": _plain(self.predicted),
+            "predicted_prior": _plain(self.predicted_prior),
             "gap": self.gap,
             "parameters": _plain(self.parameters),
             "notes": list(self.notes),

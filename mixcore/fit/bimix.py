@@ -6,7 +6,7 @@ import numpy as np
 
 from mixcore.errors import ArgumentError
 from mixcore.fit import register
-from mixcore.fit._least_squares import least_squares, losses_only
+from mixcore.fit._least_squares import least_squares, positive_losses
 from mixcore.fit.base import RunsFitter
 from mixcore.fit.law import Law, TooFewRunsError
 from mixcore.fit.propose import Optimum, gap, within
@@ -111,10 +111,7 @@ class BiMix(RunsFitter):
 
     def law(self, runs: Runs, column: str, task: Task) -> Law:
         """Fit one loss."""
-        losses_only(column, self.name)
-        y = runs.outcome(column)
-        if (y <= 0).any():
-            raise ArgumentError(f"{runs.file}: {column!r} must be > 0 for a power law")
+        y = positive_losses(runs, column, self.name)
         if self.variant == "olmix":
             return fit_sum(runs.weights, y)
         name = column.removeprefix(LOSS)

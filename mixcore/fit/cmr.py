@@ -8,7 +8,7 @@ import numpy as np
 
 from mixcore.errors import ArgumentError
 from mixcore.fit import register
-from mixcore.fit._least_squares import least_squares
+from mixcore.fit._least_squares import least_squares, positive_losses
 from mixcore.fit._libraries import scipy
 from mixcore.fit.base import Fit
 from mixcore.fit.law import Law, TooFewRunsError
@@ -77,7 +77,8 @@ class CMR(TwoDomainFitter):
         """Fit one loss by the new domain's share."""
         domain = self._new_domain(runs, task)
         own_domain(column, runs.domains, self.name)
-        return fit_power_of_ratio(runs.weights[:, domain], runs.outcome(column), domain)
+        y = positive_losses(runs, column, self.name)
+        return fit_power_of_ratio(runs.weights[:, domain], y, domain)
 
     def fit(self, data: Runs, task: Task, judges: Mapping[str, Runs]) -> Fit:
         """The critical ratio at one budget, or at several and carried to the task's."""

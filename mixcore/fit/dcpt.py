@@ -5,9 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from mixcore.errors import ArgumentError
 from mixcore.fit import register
-from mixcore.fit._least_squares import least_squares
+from mixcore.fit._least_squares import least_squares, positive_losses
 from mixcore.fit._libraries import scipy
 from mixcore.fit.law import Law, TooFewRunsError
 from mixcore.fit.runs import Runs
@@ -124,9 +123,7 @@ class DCPT(TwoDomainFitter):
             raise TooFewRunsError(
                 f"{runs.file}: {column!r} has {len(runs)} runs to fit {num_parameters} parameters"
             )
-        y = runs.outcome(column)
-        if (y <= 0).any():
-            raise ArgumentError(f"{runs.file}: {column!r} must be > 0 for a power law")
+        y = positive_losses(runs, column, self.name)
         linear, powers = fit_ratio(
             runs.weights[:, domain], n, d, y, several_n, several_d, self.starts, task.seed
         )

@@ -1,5 +1,6 @@
 """How good predictions are: errors, rank correlation, and intervals by bootstrap."""
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -38,8 +39,8 @@ class Quality:
     high: float
 
     def to_json(self) -> dict[str, Any]:
-        """The numbers, None for NaN."""
-        return {k: None if v != v else v for k, v in vars(self).items()}
+        """The numbers, None for NaN and inf."""
+        return {k: v if math.isfinite(v) else None for k, v in vars(self).items()}
 
 
 def quality(

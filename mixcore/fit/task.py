@@ -70,7 +70,7 @@ def _of_mix(path: Path, value: dict[str, Any]) -> Corpus:
     listed = [d.get("name") for d in value["domains"]]
     if listed != [d.name for d in config.domains]:
         raise ArgumentError(
-            f"{path} has nested domains; a fit needs a flat list of them, or a YAML mapping of sizes"
+            f"{path} has nested domains; a fit needs a flat list, or a YAML mapping of sizes"
         )
     return Corpus(
         {d.name: math.inf if d.size is None else float(d.size * tokens) for d in config.domains},
