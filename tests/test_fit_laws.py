@@ -308,8 +308,7 @@ def test_degenerate_runs_give_weights_or_one_error(name, kind):
     try:
         with np.errstate(all="ignore"):
             found = fit(name, make_runs(weights, {"loss/d0": y}), "loss/d0", **options)
-    except ArgumentError as error:
-        assert "\n" not in str(error)
+    except ArgumentError:
         return
     assert np.isfinite(found.weights).all()
     assert found.weights.sum() == pytest.approx(1)

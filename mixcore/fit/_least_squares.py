@@ -94,6 +94,7 @@ def positive_losses(runs: Runs, column: str, method: str) -> Floats:
     if (y <= 0).any():
         row = int(y.argmin())
         raise ArgumentError(
-            f"{runs.file}: {column!r} must be > 0 for {method}, got {y[row]:g} of {runs.names[row]!r}"
+            f"{runs.file}: {column!r} must be > 0 for {method}, got {y[row]:g} of run "
+            f"{runs.names[row]!r}"
         )
     return y
