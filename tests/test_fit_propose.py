@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mixcore.errors import ArgumentError
-from mixcore.fit.propose import all_within, best_of, dirichlet, gap, minimise, within
+from mixcore.fit.propose import affordable, all_within, best_of, dirichlet, gap, minimise, within
 from mixcore.fit.task import Corpus, make_task
 
 
@@ -115,3 +115,24 @@ def test_bad_tasks(arguments, message):
 def test_runs_used_by_all():
     runs = exponential_runs(10)
     assert runs.domains == ("d0", "d1", "d2")
+
+
+def test_the_largest_number_of_domains_is_minimised_over_and_simulated_within_memory():
+    num = 65_536
+    assert affordable(100_000, num) == 2048
+    assert affordable(100_000, 17) == 100_000
+    slopes = np.random.default_rng(0).normal(size=num)
+    most = np.full(num, 2.0 / num)
+
+    def objective(p):
+        return float(slopes @ p + num / 2 * (p**2).sum()), slopes + num * p
+
+    found = minimise(objective, most, [np.full(num, 1 / num)], tolerance=1e-6, steps=300)
+    assert found.gap <= 1e-6
+    assert found.weights.sum() == pytest.approx(1)
+    assert (found.weights <= most + 1e-15).all()
+    # Below their cap all derivatives are equal, at the cap they are lower.
+    gradient = slopes + num * found.weights
+    inside = (found.weights > 1e-9) & (found.weights < most * 0.999)
+    assert np.ptp(gradient[inside]) < 0.1
+    assert gradient[found.weights >= most].max() < gradient[inside].min() + 0.1

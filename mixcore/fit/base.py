@@ -18,11 +18,12 @@ from mixcore.fit.law import Law, SeenLaw, TooFewRunsError
 from mixcore.fit.propose import Optimum, minimise
 from mixcore.fit.runs import Runs, read_runs
 from mixcore.fit.stats import Quality, folds, quality
-from mixcore.fit.table import Floats
+from mixcore.fit.table import Floats, some
 from mixcore.fit.task import Corpus, Task, check_target
 
 FOLDS = 5
 RUNS_A_DOMAIN = 3  # error curves of swarms collapse in runs / (domains + 1); Olmix: from 3 on
+CORNERS = 64  # at most so many are searched from
 REACH = 1.05  # weights above what any run had, by more than this factor, are called extrapolation
 
 
@@ -187,14 +188,14 @@ class RunsFitter(Fitter):
             if runs.domains != data.domains:
                 raise ArgumentError(
                     f"{runs.file} must have the domains of the fitted runs, in their order, got "
-                    f"{list(runs.domains)}"
+                    f"{some(runs.domains)}"
                 )
         seen = np.flatnonzero(data.weights.max(axis=0))
         if len(seen) == len(data.domains):
             return self.fit_seen(data, task, judges)
         unseen = [d for i, d in enumerate(data.domains) if i not in set(seen.tolist())]
         self.notes.append(
-            f"no run drew from {', '.join(unseen)}: nothing is known, weight 0 (what was fitted "
+            f"no run drew from {some(unseen)}: nothing is known, weight 0 (what was fitted "
             "names the other domains only)"
         )
         within = {f: runs.on(seen) for f, runs in judges.items()}
@@ -301,7 +302,7 @@ class RunsFitter(Fitter):
             if w > max(m * REACH, m + 0.01)
         ]
         if far:
-            self.notes.append(f"weights above those of any run are extrapolated: {', '.join(far)}")
+            self.notes.append(f"weights above those of any run are extrapolated: {some(far)}")
 
 
 def minimise_laws(
@@ -327,7 +328,9 @@ def minimise_laws(
         best = int(task.objective({c: runs.outcome(c) for c in task.target}).argmin())
         starts.append(runs.weights[best])
     if not all(law.curvature in ("linear", "convex" if c > 0 else "concave") for c, law in terms):
-        starts += [0.9 * row + 0.1 / num for row in np.eye(num)[:64]]
+        for i in range(min(num, CORNERS)):
+            starts.append(np.full(num, 0.1 / num))
+            starts[-1][i] += 0.9
         return minimise(objective, task.most, starts, tolerance=tolerance, steps=300)
     return minimise(objective, task.most, starts[:1], tolerance=tolerance)
 

@@ -11,7 +11,7 @@ from mixcore.fit.base import RunsFitter
 from mixcore.fit.law import Law, TooFewRunsError
 from mixcore.fit.propose import Optimum, gap, within
 from mixcore.fit.runs import LOSS, Runs
-from mixcore.fit.table import Floats
+from mixcore.fit.table import Floats, some
 from mixcore.fit.task import Task
 from mixcore.methods.base import choice, normalise
 
@@ -134,7 +134,7 @@ class BiMix(RunsFitter):
         steepest = (factors * exponents).max(axis=0).tolist()
         idle = [d for d, f in zip(task.domains, steepest, strict=True) if f == 0]
         if idle:
-            self.notes.append(f"no target depends on {', '.join(idle)}: weight 0")
+            self.notes.append(f"no target depends on {some(idle)}: weight 0")
         p = equal_slopes(factors, exponents, task.most)
         slopes = -(factors * exponents * np.maximum(p, TINY) ** (-exponents - 1)).sum(axis=0)
         value = float((factors * np.maximum(p, TINY) ** -exponents).sum())

@@ -5,7 +5,7 @@ import numpy as np
 from mixcore.fit import register
 from mixcore.fit.base import RunsFitter
 from mixcore.fit.law import Law
-from mixcore.fit.propose import Optimum, all_within, best_of, dirichlet
+from mixcore.fit.propose import Optimum, affordable, all_within, best_of, dirichlet
 from mixcore.fit.regmix import fit_trees, predicted_objective
 from mixcore.fit.runs import Runs
 from mixcore.fit.table import Floats
@@ -40,7 +40,7 @@ class SearchedInRounds(RunsFitter):
         values = self.score(laws, task, mixtures)
         best = best_of(mixtures, values, self.top)
         num = self.scheduled(len(runs)) if self.next_runs is None else self.next_runs
-        pool = np.argsort(values, kind="stable")[: max(self.samples // 10, num)]
+        pool = np.argsort(values, kind="stable")[: max(len(values) // 10, num)]
         drawn = np.random.default_rng(task.seed + 1).permutation(pool)[:num]
         self.extra = {"next": mixtures[np.sort(drawn)]} if num else {}
         if num:
@@ -117,7 +117,8 @@ class Climb(SearchedInRounds):
 
     def candidates(self, task: Task) -> Floats:
         """Dirichlet on the prior."""
-        return dirichlet(task.prior, self.samples, task.seed, self.strength, self.strength)
+        samples = affordable(self.samples, len(task.domains))
+        return dirichlet(task.prior, samples, task.seed, self.strength, self.strength)
 
     def law(self, runs: Runs, column: str, task: Task) -> Law:
         """Regularised trees."""

@@ -6,7 +6,7 @@ from mixcore.fit import register
 from mixcore.fit._libraries import sklearn
 from mixcore.fit.climb import SearchedInRounds, tempered
 from mixcore.fit.law import Law
-from mixcore.fit.propose import dirichlet
+from mixcore.fit.propose import affordable, dirichlet
 from mixcore.fit.regmix import LinearLaw, fit_trees
 from mixcore.fit.runs import Runs
 from mixcore.fit.stats import ranks
@@ -73,7 +73,8 @@ class DeMix(SearchedInRounds):
 
     def candidates(self, task: Task) -> Floats:
         """Dirichlet on the tempered prior."""
-        return dirichlet(tempered(task.prior, 0.7), self.samples, task.seed, 0.5, 5.0)
+        samples = affordable(self.samples, len(task.domains))
+        return dirichlet(tempered(task.prior, 0.7), samples, task.seed, 0.5, 5.0)
 
     def score(self, laws: dict[str, Law], task: Task, mixtures: Floats) -> Floats:
         """The mean rank over the targets, weighted by their magnitudes."""

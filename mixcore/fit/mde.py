@@ -14,7 +14,7 @@ from mixcore.fit._libraries import scipy, sklearn
 from mixcore.fit.base import Fit, RunsFitter
 from mixcore.fit.law import Law
 from mixcore.fit.likelihoods import mixture_loss
-from mixcore.fit.propose import Optimum, all_within, best_of, dirichlet
+from mixcore.fit.propose import Optimum, affordable, all_within, best_of, dirichlet
 from mixcore.fit.regmix import fit_trees, predicted_objective
 from mixcore.fit.runs import LOSS, METRIC, Runs
 from mixcore.fit.table import Floats
@@ -193,7 +193,7 @@ class MDE(RunsFitter):
         """Exact for the linear form, simulated for the others."""
         if all(law.smooth for law in laws.values()):
             return super().propose(laws, task, runs)
-        drawn = dirichlet(task.prior, self.samples, task.seed)
+        drawn = dirichlet(task.prior, affordable(self.samples, len(task.domains)), task.seed)
         mixtures = all_within(drawn, task.most)
         best = best_of(mixtures, predicted_objective(laws, task, mixtures), self.top)
         value = float(predicted_objective(laws, task, best[None])[0])

@@ -1,6 +1,7 @@
 """Data Mixing Laws: the exponential law of the mixture, on losses carried to the target scale."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 
@@ -96,8 +97,7 @@ class MixingLaw(RunsFitter):
                 "extrapolated losses"
             )
         found = super().fit(data, task, judges)
-        object.__setattr__(found, "notes", (*found.notes, *said))
-        return found
+        return replace(found, notes=(*found.notes, *said))
 
 
 def carried_to(runs: Runs, axis: str, at: float, columns: list[str]) -> tuple[Runs, float]:

@@ -14,7 +14,7 @@ from mixcore.fit._libraries import cvxpy
 from mixcore.fit.base import Fit, RunsFitter
 from mixcore.fit.exponential import ExponentialLaw, fit_exponential
 from mixcore.fit.law import Law
-from mixcore.fit.propose import Optimum, all_within, dirichlet, minimise, within
+from mixcore.fit.propose import Optimum, affordable, all_within, dirichlet, minimise, within
 from mixcore.fit.regmix import predicted_objective
 from mixcore.fit.runs import Runs
 from mixcore.fit.table import Floats
@@ -197,6 +197,7 @@ def simulated(laws: dict[str, Law], task: Task, rounds: int, samples: int) -> Op
     to the mean of all mixtures within 1e-3 of the best.
     """
     centre, best = task.prior, task.prior
+    samples = affordable(samples, len(task.domains))
     for step in range(rounds):
         factor = 2.0 * (step + 1)
         drawn = dirichlet(centre, samples, task.seed + step, factor, 100.0 * factor)

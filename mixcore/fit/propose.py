@@ -155,6 +155,11 @@ def dirichlet(prior: Floats, num: int, seed: int, low: float = 1.0, high: float 
     return mixtures
 
 
+def affordable(samples: int, num_domains: int) -> int:
+    """How many mixtures to simulate: as asked for, but at most a gibibyte of them."""
+    return max(min(samples, (1 << 27) // num_domains), 1)
+
+
 def best_of(mixtures: Floats, values: Floats, top: int) -> Floats:
     """Mean of the `top` mixtures of least value: averaging damps the predictor's noise."""
     if not np.isfinite(values).all():

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -167,7 +167,7 @@ class DoReMi(Replayed):
         if self.variant == "code" and data.kind != WEIGHT:
             path = found.extra["path"]
             total = path.sum(axis=0) + 1 / path.shape[1]
-            object.__setattr__(found, "weights", within(normalise(total), task.most))
+            return replace(found, weights=within(normalise(total), task.most))
         return found
 
 

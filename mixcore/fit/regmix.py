@@ -10,7 +10,7 @@ from mixcore.fit import register
 from mixcore.fit._libraries import lightgbm
 from mixcore.fit.base import RunsFitter
 from mixcore.fit.law import Law, TooFewRunsError
-from mixcore.fit.propose import Optimum, all_within, best_of, dirichlet
+from mixcore.fit.propose import Optimum, affordable, all_within, best_of, dirichlet
 from mixcore.fit.runs import Runs
 from mixcore.fit.stats import folds
 from mixcore.fit.table import Floats
@@ -204,7 +204,10 @@ class RegMix(RunsFitter):
 
     def propose(self, laws: dict[str, Law], task: Task, runs: Runs) -> Optimum:
         """The mean of the best simulated mixtures."""
-        drawn = dirichlet(task.prior, self.samples, task.seed, self.strength, self.strength)
+        samples = affordable(self.samples, len(task.domains))
+        if samples < self.samples:
+            self.notes.append(f"{samples} mixtures are simulated, of {len(task.domains)} domains")
+        drawn = dirichlet(task.prior, samples, task.seed, self.strength, self.strength)
         mixtures = all_within(drawn, task.most)
         values = predicted_objective(laws, task, mixtures)
         best = best_of(mixtures, values, self.top)

@@ -27,7 +27,7 @@ from mixcore._checks import MAX_DOMAINS
 from mixcore._files import flush_to_disk, new_file_beside
 from mixcore._problems import closest
 from mixcore.errors import ArgumentError
-from mixcore.fit.table import Floats, Table, read_table
+from mixcore.fit.table import Floats, Table, read_table, some
 
 MIX, LOSS, METRIC, INFO = "mix/", "loss/", "metric/", "info/"
 NUMBERS = ("tokens", "params", "seed", "batch_size")
@@ -114,7 +114,7 @@ class Runs:
         rest = np.setdiff1d(np.arange(len(self.domains)), places)
         drawn = self.weights[:, rest].max(axis=1, initial=0.0)
         if drawn.any():
-            row, name = int(drawn.argmax()), ", ".join(self.domains[i] for i in rest)
+            row, name = int(drawn.argmax()), some([self.domains[i] for i in rest])
             raise ArgumentError(
                 f"{self.file}: run {self.names[row]!r} drew from {name}, which no fitted run did"
             )
@@ -151,7 +151,7 @@ def runs_from(table: Table) -> Runs:
         (not outcomes, "column loss/NAME or metric/NAME, an outcome"),
     ):
         if missing:
-            raise ArgumentError(f"{table.file} has no {what}; it has: {_some(table.columns)}")
+            raise ArgumentError(f"{table.file} has no {what}; it has: {some(list(table.columns))}")
     if len(domains) > MAX_DOMAINS:
         raise ArgumentError(f"{table.file} has {len(domains)} domains, more than {MAX_DOMAINS}")
     table.names(LOSS), table.names(METRIC)  # none is empty
@@ -230,9 +230,3 @@ def _refuse_copies(
                 f"{table.file}: line {table.lines[row]}: run {names[row]!r} is a copy of run "
                 f"{names[before]!r} in line {table.lines[before]}: same mixture, same outcomes"
             )
-
-
-def _some(names: Sequence[str] | dict[str, list[str]], most: int = 8) -> str:
-    shown = list(names)[:most]
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(shown) + more

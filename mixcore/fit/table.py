@@ -4,6 +4,7 @@ import csv
 import io
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,6 +84,12 @@ class Table:
                     f"{self.file}: column {column!r} is not known{closest(column, names)}; known: "
                     f"{', '.join(names)}"
                 )
+
+
+def some(names: Sequence[str], most: int = 8) -> str:
+    """The first names, and how many more there are."""
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def read_table(path: str | os.PathLike[str]) -> Table:

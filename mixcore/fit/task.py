@@ -16,7 +16,7 @@ from mixcore._yaml import parse
 from mixcore.config import load_config
 from mixcore.errors import ArgumentError, ArgumentTypeError
 from mixcore.fit.runs import LOSS, METRIC, Runs
-from mixcore.fit.table import Floats
+from mixcore.fit.table import Floats, some
 from mixcore.methods.base import normalise, number
 
 
@@ -129,9 +129,7 @@ class Task:
             max_epochs=None if self.max_epochs is None else self.max_epochs[places],
         )
         if made.most.sum() < 1:
-            raise ArgumentError(
-                f"the caps of {', '.join(made.domains)} alone leave the budget unspent"
-            )
+            raise ArgumentError(f"the caps of {some(made.domains)} alone leave the budget unspent")
         return made
 
     def epochs(self, weights: Floats) -> Floats | None:
