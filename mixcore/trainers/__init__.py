@@ -1,0 +1,1 @@
+"""Adapters that put a ledger and a controller under other people's trainers."""

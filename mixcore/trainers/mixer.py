@@ -1,0 +1,427 @@
+"""What every trainer's adapter shares: a ledger, its samples and a controller, as one object.
+
+The adapters (`mixcore.trainers.huggingface`, `accelerate`, `lightning`) read from their trainer how
+a step is cut into micro-batches, and tell the mixer so; users only make the mixer. Its state is a
+position and what was decided: no cursor of any loader is in it, so a prefetched sample is never
+counted as consumed, and the next run may have another number of ranks and workers.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from mixcore._checks import MAX_BATCH, MAX_POSITION, integer, text
+from mixcore.batches import Key, MixBatchSampler
+from mixcore.controller import Controller
+from mixcore.dataset import MixDataset
+from mixcore.errors import ArgumentError, ArgumentTypeError, LedgerError
+from mixcore.ledger import Ledger
+from mixcore.methods import method as build
+from mixcore.methods.base import Method
+from mixcore.resume import catch_up
+
+FORMAT = "mixcore.mixer/1"
+OURS = Key._fields  # the entries of a batch that come from the sampler, not from the datasets
+UNCHECKED = 64  # positions on a GPU that are looked at together, so as not to wait for it each time
+_LOADERS_OWN = ("dataset", "batch_size", "shuffle", "sampler", "batch_sampler", "drop_last")
+
+
+class Mixer:
+    """A run's mixture, for a trainer that says how it runs.
+
+    Example:
+        >>> mixer = Mixer(ledger, {"web": web, "code": code}, "odm", update_every=100)
+        >>> MixTrainer(model=model, args=args, mixer=mixer).train()          # HF Trainer
+
+        In a loop of one's own (`prepare_loader` is mixcore.trainers.accelerate's):
+
+        >>> for batch in prepare_loader(accelerator, mixer, micro_batch_size=4):
+        ...     with accelerator.accumulate(model):
+        ...         loss, loss_sums, tokens = forward(batch)
+        ...         ...                                        # backward, optimizer.step()
+        ...     mixer.observe(batch, loss_sums, tokens)
+        ...     mixer.step()
+
+    Args:
+        ledger: The run's, the same on every rank. Where a run is resumed: as at its start, or as
+            it was loaded from its file, on all ranks alike.
+        datasets: As `MixDataset` takes them, or a MixDataset.
+        method: Name of a dynamic method, or one that is built; None: nothing is decided by itself,
+            the ledger's schedule and what is appended to it by hand (on all ranks) hold.
+        update_every: Steps between two decisions; None: the method's own period.
+        controller_options: lag_steps, guards, train_samples, supply, log, author: as those of
+            `Controller`; the rest of its arguments comes from the trainer.
+
+    Attributes:
+        ledger, dataset: As given.
+        position: Samples trained so far, over all ranks.
+        controller: None before the trainer has begun, or without a method.
+
+    Raises:
+        ValueError, TypeError: A bad argument, named with its value.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        datasets: MixDataset | Mapping[str, Any] | Sequence[Any],
+        method: str | Method | None = None,
+        update_every: int | None = None,
+        **controller_options: Any,
+    ) -> None:
+        if not isinstance(ledger, Ledger):
+            raise ArgumentTypeError(f"ledger must be a mixcore.Ledger, got {ledger!r}")
+        known = {"lag_steps", "guards", "train_samples", "supply", "log", "author"}
+        unknown = sorted(controller_options.keys() - known)
+        if unknown:
+            raise ArgumentTypeError(
+                f"controller_options must be among {', '.join(sorted(known))}, got {unknown}: the "
+                f"trainer's own settings say the rest"
+            )
+        if method is None and (update_every is not None or controller_options):
+            raise ArgumentError("method must be given with update_every or controller_options")
+        self.ledger = ledger
+        self.dataset = datasets if isinstance(datasets, MixDataset) else MixDataset(ledger, datasets)
+        self.method = build(method, domains=ledger.domains) if isinstance(method, str) else method
+        self.controller: Controller | None = None
+        self.position = 0
+        self._options = {"update_every": update_every, **controller_options}
+        self._batches: MixBatchSampler | None = None
+        self._observed = 0  # micro-batches since the last step
+        self._unchecked: list[tuple[Any, int]] = []
+        self._is_due: Callable[[], bool] = lambda: True
+
+    # What the adapters call -----------------------------------------------------------------------
+
+    @property
+    def bound(self) -> bool:
+        """Whether a trainer has said how it runs."""
+        return self._batches is not None
+
+    def bind(
+        self,
+        *,
+        micro_batch_size: int,
+        micro_batches: int = 1,
+        rank: int = 0,
+        world_size: int = 1,
+        num_workers: int = 0,
+        prefetch_factor: int = 2,
+        end: int | None = None,
+        is_due: Callable[[], bool] | None = None,
+    ) -> None:
+        """Say how the trainer runs; adapters call it once, before the state is loaded.
+
+        Args:
+            micro_batch_size: Samples of this rank at a time.
+            micro_batches: Of this rank in one optimizer step (gradient accumulation steps).
+            rank, world_size: Among the ranks that share a batch, all of torch.distributed's.
+            num_workers, prefetch_factor: Of the loader; with them the default lag also covers one
+                micro-batch that the trainer reads ahead.
+            end: Positions from here on are not fetched.
+            is_due: Whether a call of `step` ends an optimizer step; None: each does.
+
+        Raises:
+            ValueError, TypeError: The trainer's step is not the ledger's, or a bad argument.
+        """
+        if self.bound:
+            raise LedgerError("this mixer drives a trainer already: make a new one for another")
+        self.micro_batches = integer("micro_batches", micro_batches, 1, MAX_BATCH)
+        batches = MixBatchSampler(
+            self.ledger, micro_batch_size, rank=rank, world_size=world_size, end=end
+        )
+        self._stride = batches.micro_batch_size * batches.world_size
+        self._check_size(0)
+        if self.method is not None:
+            talk = {}
+            if world_size > 1:
+                from mixcore.distributed import torch_broadcast, torch_reduce
+
+                talk = {"reduce": torch_reduce(), "broadcast": torch_broadcast()}
+            self.controller = Controller(
+                self.ledger,
+                self.method,
+                num_workers=num_workers,
+                prefetch_factor=prefetch_factor,
+                micro_batches=micro_batches,
+                rank=rank,
+                world_size=world_size,
+                **talk,
+                **self._options,
+            )
+        self._batches = batches
+        self._is_due = is_due or self._is_due
+        self._num_workers, self._prefetch_factor = num_workers, prefetch_factor
+
+    def loader(self, *, collate_fn: Any = None, views: int = 1, **options: Any) -> Any:
+        """A DataLoader of this rank's micro-batches, from where the run stands at each iteration.
+
+        A batch is what `collate_fn` makes of the datasets' entries, and besides "position",
+        "domain", "draw", "epoch" and "sample", int64 tensors.
+
+        Args:
+            collate_fn: For a list of the datasets' samples, one mapping each; must return a
+                mapping; None: torch's default.
+            views: How many ranks' micro-batches to hand out in turn, to a framework that picks
+                every `world_size`-th by itself (the others' are stand-ins that hold no sample).
+            options: As DataLoader's; what to read and how many workers is said already.
+
+        Raises:
+            ValueError: An option that would change what is read.
+        """
+        from torch import Generator
+        from torch.utils.data import DataLoader
+
+        for name in _LOADERS_OWN:
+            if name in options:
+                raise ArgumentError(f"{name} must not be given, the mixer says what is read")
+        if options.get("in_order", True) is not True:
+            raise ArgumentError(f"in_order must be True, got {options['in_order']!r}")
+        workers = self._num_workers
+        if workers:
+            options["prefetch_factor"] = self._prefetch_factor
+        # A generator of its own: else every new iterator would take a number from the one that
+        # decides dropout, and a resumed run would not equal an uninterrupted one.
+        options.setdefault("generator", Generator())
+        return DataLoader(
+            self.dataset,
+            batch_sampler=Batches(self, views),  # type: ignore[arg-type]
+            collate_fn=Collate(collate_fn),
+            num_workers=workers,
+            **options,
+        )
+
+    def _bound(self) -> MixBatchSampler:
+        if self._batches is None:
+            raise LedgerError(
+                "this mixer has no trainer yet: hand it to MixTrainer, prepare_loader or "
+                "MixDataModule first"
+            )
+        return self._batches
+
+    def _pass(self) -> Iterator[list[Key]]:
+        """This rank's micro-batches from what has been trained on."""
+        batches = self._bound()
+        if self._observed:
+            raise LedgerError(
+                f"the loader must be iterated anew at the end of an optimizer step, but "
+                f"{self._observed} of {self.micro_batches} micro-batches have been observed"
+            )
+        batches.seek(self.position)
+        for keys in batches:
+            self._check_size(keys[0].position)
+            yield keys
+
+    def _check_size(self, position: int) -> None:
+        first, size = self.ledger.batch_at(position)
+        mine = self._stride * self.micro_batches
+        if size != mine:
+            batches = self._batches
+            micro = self._stride if batches is None else batches.micro_batch_size
+            raise ArgumentError(
+                f"the ledger's batch_size is {size} from position {first} on, the trainer's step "
+                f"has {mine} samples: {micro} a micro-batch"
+                f"{' of all ranks' if batches is None else f' x {batches.world_size} ranks'} x "
+                f"{self.micro_batches} micro-batches; make them equal"
+            )
+
+    # What a training loop calls -------------------------------------------------------------------
+
+    def observe(self, batch: Mapping[str, Any], loss_sums: Any = None, tokens: Any = None) -> None:
+        """Add what one micro-batch showed; does not wait for a GPU.
+
+        Args:
+            batch: As the loader gave it; "position" and "domain" are read. Positions that are not
+                the next ones due are refused: the framework has skipped, repeated or sharded.
+            loss_sums: Sum of the token losses of each sample, nats (`sample_losses` makes them);
+                not needed without a method.
+            tokens: Number of tokens each of these sums is over.
+
+        Raises:
+            ValueError, TypeError: As `Controller.observe`; the losses are missing.
+            LedgerError: These are not the samples that are due.
+        """
+        batches = self._bound()
+        if not isinstance(batch, Mapping) or "position" not in batch or "domain" not in batch:
+            found = sorted(batch) if isinstance(batch, Mapping) else batch
+            raise ArgumentTypeError(f"batch must have position and domain, got {found!r}")
+        if self._observed >= self.micro_batches:
+            raise LedgerError(
+                f"step must be called after {self.micro_batches} micro-batches, got another one"
+            )
+        due = self.position + self._observed * self._stride + batches.rank * batches.micro_batch_size
+        self._check_due(batch["position"], due)
+        if self.controller is not None:
+            if loss_sums is None or tokens is None:
+                raise ArgumentError(
+                    f"loss_sums and tokens must be given to method {self.controller.method.name!r}"
+                )
+            self.controller.observe(batch["domain"], loss_sums, tokens)
+        self._observed += 1
+
+    def _check_due(self, positions: Any, due: int) -> None:
+        micro = self._bound().micro_batch_size
+        if len(positions) != micro:
+            raise LedgerError(f"a micro-batch must have {micro} samples, got {len(positions)}")
+        if getattr(positions, "device", None) is not None and positions.device.type != "cpu":
+            self._unchecked.append((positions, due))
+            if len(self._unchecked) >= UNCHECKED:
+                self._look()
+            return
+        found = [int(p) for p in positions]
+        if found != list(range(due, due + micro)):
+            raise LedgerError(
+                f"these are not the samples that are due: positions {due} to {due + micro - 1} "
+                f"are, got {found[0]} to {found[-1]}; something between the loader and observe "
+                f"skips, repeats, shuffles or shards"
+            )
+
+    def _look(self) -> None:
+        """Check the positions that were on a GPU."""
+        waiting, self._unchecked = self._unchecked, []
+        if waiting:
+            import torch
+
+            for positions, (_, due) in zip(
+                torch.stack([p for p, _ in waiting]).cpu(), waiting, strict=True
+            ):
+                self._check_due(positions, due)
+
+    def step(self) -> int | None:
+        """Called on every rank after each optimizer step, with all its micro-batches observed.
+
+        Returns:
+            The position from which a new decision is in force, or None: none was made.
+
+        Raises:
+            LedgerError: Micro-batches are missing; as `Controller.step`.
+        """
+        self._bound()
+        if not self._is_due():
+            return None
+        if self._observed != self.micro_batches:
+            raise LedgerError(
+                f"an optimizer step has {self.micro_batches} micro-batches, but {self._observed} "
+                f"have been observed since the last one"
+            )
+        first, size = self.ledger.batch_at(self.position)
+        decided = None
+        if self.controller is not None:
+            decided = self.controller.step(first + size)
+        self.position, self._observed = first + size, 0
+        return decided
+
+    @property
+    def at_end(self) -> bool:
+        """Whether there is no further step: `end` is reached, or the caps of the domains are."""
+        first, size = self.ledger.batch_at(self.position)
+        end = self._bound().end
+        capped = self.ledger.end(first + size)
+        return (end is not None and first + size > end) or (
+            capped is not None and capped[0] < first + size
+        )
+
+    # Saving ---------------------------------------------------------------------------------------
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps so far."""
+        return self.ledger.step_of_position(self.position)
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a resumed run needs: plain Python values, the same on every rank.
+
+        The ledger is in it, changes that are not yet in force included. Every rank must call this
+        (ranks add up what they have observed), at the end of an optimizer step.
+
+        Raises:
+            LedgerError: In the middle of an optimizer step, whose gradients no checkpoint holds.
+        """
+        self._bound()
+        if self._observed:
+            raise LedgerError(
+                f"save at the end of an optimizer step: {self._observed} of {self.micro_batches} "
+                f"micro-batches of this one have been observed"
+            )
+        self._look()
+        return {
+            "format": FORMAT,
+            "position": self.position,
+            "ledger": self.ledger.to_bytes().decode(),
+            "controller": None if self.controller is None else self.controller.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state; ranks, workers and micro-batch may be others than in the saved run.
+
+        The ledger gets the decisions that it lacks; what it decided after the state was taken (its
+        file went on until a crash) is dropped on the record. On all ranks alike, before the loader
+        is iterated.
+
+        Raises:
+            ValueError, TypeError: It is no such state, or of a run with other settings.
+            LedgerError: The ledger is of another run.
+        """
+        batches = self._bound()
+        if not isinstance(state, Mapping) or state.get("format") != FORMAT:
+            found = state.get("format") if isinstance(state, Mapping) else state
+            raise ArgumentError(f"state must have the format {FORMAT!r}, got {found!r}")
+        missing = {"position", "ledger", "controller"} - state.keys()
+        if missing:
+            raise ArgumentError(f"state lacks {sorted(missing)}")
+        position = integer("state['position']", state["position"], 0, MAX_POSITION - 1)
+        if (state["controller"] is None) != (self.controller is None):
+            saved, mine = ("no method" if c is None else "a method" for c in (
+                state["controller"], self.controller
+            ))
+            raise ArgumentError(f"state is of a run with {saved}, this mixer has {mine}")
+        catch_up(self.ledger, Ledger.from_bytes(text("state['ledger']", state["ledger"]).encode()))
+        batches.seek(position)
+        if self.controller is not None:
+            self.controller.load_state_dict(state["controller"])
+        self.position, self._observed = position, 0
+        self._unchecked.clear()
+
+
+class Batches:
+    """The batch sampler of a mixer's loader: begins where the run stands, each time anew.
+
+    Attributes:
+        batch_size: Of a micro-batch.
+        drop_last: True: there are no others.
+    """
+
+    drop_last = True
+
+    def __init__(self, mixer: Mixer, views: int = 1) -> None:
+        batches = mixer._bound()
+        self._mixer, self._views = mixer, integer("views", views, 1, MAX_BATCH)
+        self._rank = batches.rank if views > 1 else 0
+        self.batch_size = batches.micro_batch_size
+
+    def belongs_to(self, mixer: Mixer) -> bool:
+        """Whether it hands out this mixer's samples."""
+        return self._mixer is mixer
+
+    def __iter__(self) -> Iterator[list[Any]]:
+        others = ["a sample of another rank"] * self.batch_size
+        for keys in self._mixer._pass():
+            for view in range(self._views):
+                yield keys if view == self._rank else others
+
+
+class Collate:
+    """Collates what the datasets gave as `inner` does, and what the sampler gave as tensors."""
+
+    def __init__(self, inner: Any = None) -> None:
+        self.inner = inner
+
+    def __call__(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        import torch
+
+        inner = self.inner
+        if inner is None:
+            from torch.utils.data import default_collate as inner
+        made = inner([{k: v for k, v in s.items() if k not in OURS} for s in samples])
+        if not isinstance(made, Mapping):
+            raise ArgumentTypeError(f"collate_fn must return a mapping, got {made!r}")
+        return {**made, **{name: torch.tensor([s[name] for s in samples]) for name in OURS}}

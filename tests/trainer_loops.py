@@ -1,0 +1,123 @@
+"""One training loop for each framework that test runs go through, as its users write it."""
+
+import os
+from pathlib import Path
+
+import torch
+from trainer_runs import LENGTH, VOCABULARY, micro_batch_size
+
+from mixcore.trainers.losses import sample_losses
+
+
+def tiny(seed=0):
+    """A GPT-2 of random weights, with dropout, made without a hub."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(seed)
+    return GPT2LMHeadModel(
+        GPT2Config(vocab_size=VOCABULARY, n_positions=LENGTH, n_embd=8, n_layer=1, n_head=2)
+    )
+
+
+def huggingface(run, mixer, rank):
+    from transformers import TrainingArguments
+
+    from mixcore.trainers.huggingface import MixTrainer
+
+    args = TrainingArguments(
+        output_dir=os.path.join(run.folder, "out"),
+        per_device_train_batch_size=micro_batch_size(run),
+        gradient_accumulation_steps=run.micro_batches,
+        dataloader_num_workers=run.workers,
+        dataloader_prefetch_factor=run.prefetch if run.workers else None,
+        max_steps=run.steps,
+        lr_scheduler_type="constant",
+        save_steps=run.save_every,
+        ignore_data_skip=True,
+        use_cpu=True,
+        report_to=[],
+        disable_tqdm=True,
+    )
+    model = tiny()
+    trainer = MixTrainer(model=model, args=args, mixer=mixer)
+    trainer.train(resume_from_checkpoint=run.resume)
+    return model
+
+
+def accelerate(run, mixer, rank):
+    from accelerate import Accelerator
+
+    from mixcore.trainers.accelerate import prepare_loader
+
+    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=run.micro_batches)
+    model = tiny()
+    loader = prepare_loader(
+        accelerator,
+        mixer,
+        micro_batch_size(run),
+        num_workers=run.workers,
+        prefetch_factor=run.prefetch,
+        end=mixer.ledger.position_of_step(run.steps),
+    )
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    wrapped, optimizer = accelerator.prepare(model, optimizer)
+    out = Path(run.folder) / "out"
+    if run.resume:
+        accelerator.load_state(max(out.iterdir(), key=lambda f: int(f.name)))
+    wrapped.train()
+    for batch in loader:
+        with accelerator.accumulate(wrapped):
+            outputs = wrapped(input_ids=batch["input_ids"], labels=batch["labels"])
+            accelerator.backward(outputs.loss)
+            optimizer.step()
+            optimizer.zero_grad()
+        mixer.observe(batch, *sample_losses(outputs.logits, batch["labels"]))
+        mixer.step()
+        if accelerator.sync_gradients and mixer.steps % run.save_every == 0:
+            accelerator.save_state(str(out / str(mixer.steps)))
+    return model
+
+
+def lightning(run, mixer, rank):
+    import lightning.pytorch as pl
+
+    from mixcore.trainers.lightning import MixCallback, MixDataModule
+
+    class Module(pl.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.model = tiny()
+
+        def training_step(self, batch, batch_idx):
+            outputs = self.model(input_ids=batch["input_ids"], labels=batch["labels"])
+            loss_sums, tokens = sample_losses(outputs.logits, batch["labels"])
+            return {"loss": outputs.loss, "loss_sums": loss_sums, "tokens": tokens}
+
+        def configure_optimizers(self):
+            return torch.optim.AdamW(self.parameters(), lr=1e-3)
+
+    out = os.path.join(run.folder, "out")
+    saver = pl.callbacks.ModelCheckpoint(
+        dirpath=out, filename="{step}", every_n_train_steps=run.save_every, save_top_k=-1
+    )
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        devices=run.world_size,
+        strategy="ddp" if run.world_size > 1 else "auto",
+        max_steps=run.steps,
+        accumulate_grad_batches=run.micro_batches,
+        use_distributed_sampler=False,
+        callbacks=[MixCallback(mixer), saver],
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    module = Module()
+    found = [
+        max(Path(out).glob("*.ckpt"), key=lambda f: int(f.stem.partition("=")[2]))
+    ] if run.resume else [None]
+    data = MixDataModule(
+        mixer, micro_batch_size(run), num_workers=run.workers, prefetch_factor=run.prefetch
+    )
+    trainer.fit(module, datamodule=data, ckpt_path=found[0])
+    return module
