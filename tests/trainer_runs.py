@@ -116,6 +116,7 @@ def launch(run, timeout=90):
 
 
 def _life(run, rank, port):
+    multiprocessing.set_start_method("fork", force=True)  # of the loader's workers, as usual
     os.environ |= {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),

@@ -86,8 +86,8 @@ class MixCallback(pl.Callback):  # type: ignore[misc]
 
     The module's `training_step` returns a dict: "loss", and for the method "loss_sums" and
     "tokens", one entry a sample (`mixcore.trainers.losses.sample_losses` makes them from logits).
-    The state is in the checkpoint's "callbacks". A checkpoint in the middle of an optimizer step
-    is refused: no checkpoint holds the gradients of its first half.
+    The state is in the checkpoint's "callbacks". A checkpoint between the micro-batches of a step
+    holds no gradients: a run that is resumed from it does that step again from its beginning.
 
     Args:
         mixer: The data module's.
@@ -112,6 +112,25 @@ class MixCallback(pl.Callback):  # type: ignore[misc]
                 f"checkpoints, or the module steps more than one optimizer"
             )
         self._stepped = trainer.global_step
+
+    def on_train_batch_start(
+        self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Let Lightning, too, begin a step with the first of its micro-batches.
+
+        It steps where its count of batches is a multiple of accumulate_grad_batches. A resumed run
+        may accumulate more or less than the saved one, or be resumed from within a step.
+        """
+        if trainer.accumulate_grad_batches != self.mixer.micro_batches:
+            raise ArgumentError(
+                f"accumulate_grad_batches must stay {self.mixer.micro_batches}, got "
+                f"{trainer.accumulate_grad_batches}"
+            )
+        if self.mixer.at_step:
+            count = trainer.fit_loop.epoch_loop.batch_progress.current
+            beyond = (count.ready - 1) % self.mixer.micro_batches
+            for name in ("ready", "started", "processed", "completed"):
+                setattr(count, name, getattr(count, name) - beyond)
 
     def on_train_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int

@@ -9,6 +9,8 @@ counted as consumed, and the next run may have another number of ranks and worke
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from mixcore._checks import MAX_BATCH, MAX_POSITION, integer, text
 from mixcore.batches import Key, MixBatchSampler
 from mixcore.controller import Controller
@@ -86,7 +88,9 @@ class Mixer:
         self.position = 0
         self._options = {"update_every": update_every, **controller_options}
         self._batches: MixBatchSampler | None = None
-        self._observed = 0  # micro-batches since the last step
+        # Micro-batches since the last step; they count from the next one on, so that a state taken
+        # between them is that of the last step.
+        self._held: list[tuple[Any, Any, Any]] = []
         self._unchecked: list[tuple[Any, int]] = []
         self._is_due: Callable[[], bool] = lambda: True
 
@@ -201,10 +205,10 @@ class Mixer:
     def _pass(self) -> Iterator[list[Key]]:
         """This rank's micro-batches from what has been trained on."""
         batches = self._bound()
-        if self._observed:
+        if self._held:
             raise LedgerError(
                 f"the loader must be iterated anew at the end of an optimizer step, but "
-                f"{self._observed} of {self.micro_batches} micro-batches have been observed"
+                f"{len(self._held)} of {self.micro_batches} micro-batches have been observed"
             )
         batches.seek(self.position)
         for keys in batches:
@@ -244,19 +248,18 @@ class Mixer:
         if not isinstance(batch, Mapping) or "position" not in batch or "domain" not in batch:
             found = sorted(batch) if isinstance(batch, Mapping) else batch
             raise ArgumentTypeError(f"batch must have position and domain, got {found!r}")
-        if self._observed >= self.micro_batches:
+        if len(self._held) >= self.micro_batches:
             raise LedgerError(
                 f"step must be called after {self.micro_batches} micro-batches, got another one"
             )
-        due = self.position + self._observed * self._stride + batches.rank * batches.micro_batch_size
+        due = self.position + len(self._held) * self._stride + batches.rank * batches.micro_batch_size
         self._check_due(batch["position"], due)
         if self.controller is not None:
             if loss_sums is None or tokens is None:
                 raise ArgumentError(
                     f"loss_sums and tokens must be given to method {self.controller.method.name!r}"
                 )
-            self.controller.observe(batch["domain"], loss_sums, tokens)
-        self._observed += 1
+        self._held.append((batch["domain"], _copied(loss_sums), _copied(tokens)))
 
     def _check_due(self, positions: Any, due: int) -> None:
         micro = self._bound().micro_batch_size
@@ -298,16 +301,19 @@ class Mixer:
         self._bound()
         if not self._is_due():
             return None
-        if self._observed != self.micro_batches:
+        held = self._held
+        if len(held) != self.micro_batches:
             raise LedgerError(
-                f"an optimizer step has {self.micro_batches} micro-batches, but {self._observed} "
-                f"have been observed since the last one"
+                f"an optimizer step has {self.micro_batches} micro-batches, but {len(held)} have "
+                f"been observed since the last one"
             )
         first, size = self.ledger.batch_at(self.position)
         decided = None
         if self.controller is not None:
+            for domains, loss_sums, tokens in held:
+                self.controller.observe(domains, loss_sums, tokens)
             decided = self.controller.step(first + size)
-        self.position, self._observed = first + size, 0
+        self.position, self._held = first + size, []
         return decided
 
     @property
@@ -323,6 +329,11 @@ class Mixer:
     # Saving ---------------------------------------------------------------------------------------
 
     @property
+    def at_step(self) -> bool:
+        """Whether no micro-batch has been observed since the last optimizer step."""
+        return not self._held
+
+    @property
     def steps(self) -> int:
         """Optimizer steps so far."""
         return self.ledger.step_of_position(self.position)
@@ -331,17 +342,10 @@ class Mixer:
         """All that a resumed run needs: plain Python values, the same on every rank.
 
         The ledger is in it, changes that are not yet in force included. Every rank must call this
-        (ranks add up what they have observed), at the end of an optimizer step.
-
-        Raises:
-            LedgerError: In the middle of an optimizer step, whose gradients no checkpoint holds.
+        (ranks add up what they have observed). Between the micro-batches of a step it is the state
+        after the last step, as the model's and the optimizer's are.
         """
         self._bound()
-        if self._observed:
-            raise LedgerError(
-                f"save at the end of an optimizer step: {self._observed} of {self.micro_batches} "
-                f"micro-batches of this one have been observed"
-            )
         self._look()
         return {
             "format": FORMAT,
@@ -378,8 +382,13 @@ class Mixer:
         batches.seek(position)
         if self.controller is not None:
             self.controller.load_state_dict(state["controller"])
-        self.position, self._observed = position, 0
+        self.position, self._held = position, []
         self._unchecked.clear()
+
+
+def _copied(values: Any) -> Any:
+    """The trainer may use the memory of its losses again."""
+    return values.detach().clone() if hasattr(values, "detach") else np.array(values)
 
 
 class Batches:
