@@ -38,7 +38,7 @@ def test_parallelism_within_a_sample_is_refused():
 
 
 def test_a_step_of_another_size_is_refused():
-    with pytest.raises(ValueError, match="batch_size is 16 .* the trainer's step has 32"):
+    with pytest.raises(ValueError, match=r"batch_size is 16 .* step of the trainer has 32 samples"):
         loader_of(accumulation=4)
 
 

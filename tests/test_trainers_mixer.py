@@ -39,21 +39,18 @@ def mixer_of(ledger=None, method=True, bind=True, **options):
     return mixer
 
 
-def train(mixer, steps=None, micro=None):
-    """Optimizer steps, then some micro-batches of the next; the batches seen."""
+def train(mixer, steps, more=0):
+    """Optimizer steps, then `more` micro-batches of the next; the batches seen."""
     seen = []
     for batch in mixer.loader():
-        if mixer.at_step and steps is not None and len(seen) == steps * mixer.micro_batches:
-            if not micro:
-                return seen
+        if len(seen) == steps * mixer.micro_batches + more:
+            return seen
         seen.append(batch)
         losses, tokens = losses_of(batch["position"].numpy(), batch["domain"].numpy())
         mixer.observe(batch, torch.from_numpy(losses), torch.from_numpy(tokens))
-        if steps is not None and len(seen) == steps * mixer.micro_batches + (micro or 0) and micro:
-            return seen
         if len(seen) % mixer.micro_batches == 0:
             mixer.step()
-    return seen
+    raise AssertionError("the loader has an end")
 
 
 # What it gives ------------------------------------------------------------------------------------
@@ -153,7 +150,7 @@ def test_the_default_lag_covers_one_micro_batch_read_ahead():
 def test_a_batch_size_that_changes_in_the_run_is_refused_where_it_begins():
     mixer = mixer_of()
     mixer.ledger.append(3 * BATCH, batch_size=2 * BATCH)
-    with pytest.raises(ValueError, match="batch_size is 32 from position 48 on, the trainer's"):
+    with pytest.raises(ValueError, match="batch_size is 32 from position 48 on, but a step"):
         train(mixer, 4)
     assert mixer.steps == 3
 
@@ -180,7 +177,7 @@ def test_a_state_between_micro_batches_is_that_of_the_last_step():
     train(mixer, 5)
     state = mixer.state_dict()
     between = mixer_of()
-    train(between, 5, micro=3)
+    train(between, 5, more=3)
     assert not between.at_step
     assert between.state_dict() == state
 
@@ -293,7 +290,7 @@ def test_bad_arguments(options, error, message):
 
 def test_a_step_of_another_size_is_refused():
     mixer = mixer_of(bind=False)
-    with pytest.raises(ValueError, match="batch_size is 16 from position 0 on, the trainer's step"):
+    with pytest.raises(ValueError, match="batch_size is 16 from position 0 on, but a step"):
         mixer.bind(micro_batch_size=4, micro_batches=2)
     with pytest.raises(ValueError, match="micro_batches must be in"):
         mixer.bind(micro_batch_size=4, micro_batches=0)

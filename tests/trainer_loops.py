@@ -31,7 +31,7 @@ def tiny(dropout=0.1):
     )
 
 
-def huggingface(run, mixer, rank):
+def huggingface(run, mixer):
     from transformers import TrainingArguments
 
     from mixcore.trainers.huggingface import MixTrainer
@@ -56,7 +56,7 @@ def huggingface(run, mixer, rank):
     return model
 
 
-def accelerate(run, mixer, rank):
+def accelerate(run, mixer):
     from accelerate import Accelerator
 
     from mixcore.trainers.accelerate import prepare_loader
@@ -90,7 +90,7 @@ def accelerate(run, mixer, rank):
     return model
 
 
-def lightning(run, mixer, rank):
+def lightning(run, mixer):
     import lightning.pytorch as pl
 
     from mixcore.trainers.lightning import MixCallback, MixDataModule
@@ -124,12 +124,11 @@ def lightning(run, mixer, rank):
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    module = Module()
-    found = [
-        max(Path(out).glob("*.ckpt"), key=lambda f: int(re.findall(r"\d+", f.stem)[0]))
-    ] if run.resume else [None]
+    saved = Path(out).glob("*.ckpt") if run.resume else ()
+    last = max(saved, key=lambda f: int(re.findall(r"\d+", f.stem)[0]), default=None)
     data = MixDataModule(
         mixer, micro_batch_size(run), num_workers=run.workers, prefetch_factor=run.prefetch
     )
-    trainer.fit(module, datamodule=data, ckpt_path=found[0])
+    module = Module()
+    trainer.fit(module, datamodule=data, ckpt_path=last)
     return module

@@ -8,7 +8,7 @@ import multiprocessing
 import os
 import signal
 import socket
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 from controlled import Hedge, losses_of
@@ -59,14 +59,15 @@ class Recording(Mixer):
     def __init__(self, run, rank):
         cap = None if run.on_cap == "redistribute" else 2
         domains = [mixcore.Domain(f"d{i}", SIZE, max_epochs=cap) for i in range(NUM)]
-        ledger = mixcore.Ledger(
-            domains, [4, 3, 2, 1], batch_size=BATCH, seed=7, on_cap=run.on_cap
-        )
+        ledger = mixcore.Ledger(domains, [4, 3, 2, 1], batch_size=BATCH, seed=7, on_cap=run.on_cap)
         method = Hedge(domains)
         datasets = [Corpus(d) for d in range(NUM)]
         super().__init__(ledger, datasets, method, EVERY, lag_steps=run.lag)
-        self.run = run
-        self.log = open(os.path.join(run.folder, f"seen.{rank}"), "a", buffering=1)  # noqa: SIM115
+        self.run, self.path = run, os.path.join(run.folder, f"seen.{rank}")
+
+    def write(self, **facts):
+        with open(self.path, "a") as f:
+            f.write(json.dumps(facts) + "\n")
 
     def observe(self, batch, loss_sums=None, tokens=None):
         if self.steps == self.run.kill_after:
@@ -79,14 +80,13 @@ class Recording(Mixer):
         super().observe(batch, loss_sums, tokens)
         names = ("position", "domain", "epoch", "sample")
         rows = zip(*(batch[name].tolist() for name in names), strict=True)
-        self.log.write(json.dumps({"rows": list(rows)}) + "\n")
+        self.write(rows=list(rows))
 
     def step(self):
         before = self.position
         decided = super().step()
         if self.position != before:
-            weights = self.ledger.weights_at(before).tolist()
-            self.log.write(json.dumps({"step": self.steps, "weights": weights}) + "\n")
+            self.write(step=self.steps, weights=self.ledger.weights_at(before).tolist())
         return decided
 
 
@@ -116,35 +116,25 @@ def launch(run, timeout=90):
 
 
 def _life(run, rank, port):
+    """One rank, from its beginning to its end or to SIGKILL."""
     multiprocessing.set_start_method("fork", force=True)  # of the loader's workers, as usual
-    os.environ |= {
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": str(run.world_size),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-    }
-    if run.world_size == 1:
-        for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
-            del os.environ[name]
+    if run.world_size > 1:
+        os.environ |= {
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(run.world_size),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+        }
     import torch
     import trainer_loops
 
     torch.set_num_threads(1)
     mixer = Recording(run, rank)
-    model = getattr(trainer_loops, run.framework)(run, mixer, rank)
-    state = {k: v for k, v in model.state_dict().items()}
-    torch.save(state, os.path.join(run.folder, f"model.{rank}.pt"))
+    model = getattr(trainer_loops, run.framework)(run, mixer)
+    torch.save(model.state_dict(), os.path.join(run.folder, f"model.{rank}.pt"))
     if rank == 0:
-        with open(os.path.join(run.folder, "end.json"), "w") as f:
-            f.write(json.dumps(mixer.state_dict_alone()))
-
-
-def _state_dict_alone(self):
-    return {"ledger": self.ledger.to_bytes().decode(), "position": self.position}
-
-
-Recording.state_dict_alone = _state_dict_alone
+        mixer.ledger.save(os.path.join(run.folder, "ledger.jsonl"))
 
 
 def truth(run):
@@ -182,11 +172,8 @@ def check(run, replayed=0):
                     count += 1
                 if "step" in entry:
                     weights.setdefault(entry["step"], set()).add(tuple(entry["weights"]))
-    with open(os.path.join(run.folder, "end.json")) as f:
-        end = json.load(f)
-    ledger = mixcore.Ledger.from_bytes(end["ledger"].encode())
+    ledger = mixcore.Ledger.load(os.path.join(run.folder, "ledger.jsonl"))
     total = run.steps * BATCH
-    assert end["position"] == total
     picks = mixcore.Sampler(ledger).picks(0, total)
     wanted = np.stack([picks.domain, picks.epoch, picks.sample], axis=1).tolist()
     assert sorted(seen) == list(range(total))
@@ -195,9 +182,5 @@ def check(run, replayed=0):
     assert all(len(w) == 1 for w in weights.values()), "ranks had different weights at a step"
     assert len(weights) == run.steps
     assert len({w for s in weights.values() for w in s}) > 3  # they did change
-    draws = {(d, e, s) for d, e, s in map(tuple, wanted)}
-    assert len(draws) == total  # no sample twice in an epoch
+    assert len(set(map(tuple, wanted))) == total  # no sample twice in an epoch
     return ledger
-
-
-__all__ = ["Run", "asdict", "check", "launch", "truth"]

@@ -45,7 +45,8 @@ def prepare_loader(
         accelerator: An `accelerate.Accelerator`.
         mixer: Not yet in use elsewhere.
         micro_batch_size: Samples of one rank at a time.
-        num_workers, prefetch_factor: Of the loader.
+        num_workers: Of the loader.
+        prefetch_factor: Of each of them.
         end: Positions from here on are not fetched.
         options: More of DataLoader's, such as collate_fn and pin_memory.
 

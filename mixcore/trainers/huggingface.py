@@ -1,8 +1,8 @@
 """Hugging Face Trainer: the mixture behind `get_train_dataloader`, a callback and the checkpoints.
 
 Transformers (5.23, src/transformers/trainer.py) draws a whole step's micro-batches before it
-trains on them, through an Accelerate loader that reads one more ahead. Its own way to resume skips
-the first batches of a loader; here the loader begins where the checkpoint says, so that must be off.
+trains on them, through an Accelerate loader that reads one more ahead. Its own way to resume, to
+skip the first batches of a loader, must be off: the loader begins where the checkpoint says.
 """
 
 import json
@@ -15,8 +15,9 @@ from typing import Any
 from mixcore._files import flush_to_disk, new_file_beside
 from mixcore.errors import ArgumentError, LedgerError
 from mixcore.trainers.accelerate import check_accelerator
+from mixcore.trainers.loader import OURS
 from mixcore.trainers.losses import sample_losses
-from mixcore.trainers.mixer import OURS, Mixer
+from mixcore.trainers.mixer import Mixer
 
 try:
     from transformers import Trainer, TrainerCallback
@@ -220,7 +221,9 @@ class _Collate:
 def _check(args: Any, accelerator: Any) -> None:
     """Refuse settings that cannot be exact."""
     if args.max_steps <= 0:
-        raise ArgumentError(f"max_steps must be given, the mixture has no end, got {args.max_steps}")
+        raise ArgumentError(
+            f"max_steps must be given, the mixture has no end, got {args.max_steps}"
+        )
     if not args.ignore_data_skip:
         raise ArgumentError(
             "ignore_data_skip must be True, got False: the loader begins where the checkpoint "

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from mixcore.errors import ArgumentError, LedgerError
-from mixcore.trainers.mixer import Batches, Mixer
+from mixcore.trainers.loader import Batches
+from mixcore.trainers.mixer import Mixer
 
 try:
     import lightning.pytorch as pl
@@ -33,7 +34,8 @@ class MixDataModule(pl.LightningDataModule):  # type: ignore[misc]
     Args:
         mixer: Not yet in use elsewhere.
         micro_batch_size: Samples of one rank at a time.
-        num_workers, prefetch_factor: Of the loader.
+        num_workers: Of the loader.
+        prefetch_factor: Of each of them.
         options: More of DataLoader's, such as collate_fn and pin_memory.
     """
 
@@ -48,7 +50,7 @@ class MixDataModule(pl.LightningDataModule):  # type: ignore[misc]
     ) -> None:
         super().__init__()
         self.mixer = mixer
-        self._settings = {
+        self._settings: dict[str, Any] = {
             "micro_batch_size": micro_batch_size,
             "num_workers": num_workers,
             "prefetch_factor": prefetch_factor,
@@ -173,5 +175,3 @@ def _place(trainer: Any) -> tuple[int, int]:
             f"DeepSpeed), got {type(trainer.strategy).__name__}"
         )
     return said["rank"], world_size
-
-

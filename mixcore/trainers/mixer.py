@@ -20,11 +20,10 @@ from mixcore.ledger import Ledger
 from mixcore.methods import method as build
 from mixcore.methods.base import Method
 from mixcore.resume import catch_up
+from mixcore.trainers.loader import Batches, make_loader
 
 FORMAT = "mixcore.mixer/1"
-OURS = Key._fields  # the entries of a batch that come from the sampler, not from the datasets
 UNCHECKED = 64  # positions on a GPU that are looked at together, so as not to wait for it each time
-_LOADERS_OWN = ("dataset", "batch_size", "shuffle", "sampler", "batch_sampler", "drop_last")
 
 
 class Mixer:
@@ -82,7 +81,9 @@ class Mixer:
         if method is None and (update_every is not None or controller_options):
             raise ArgumentError("method must be given with update_every or controller_options")
         self.ledger = ledger
-        self.dataset = datasets if isinstance(datasets, MixDataset) else MixDataset(ledger, datasets)
+        if not isinstance(datasets, MixDataset):
+            datasets = MixDataset(ledger, datasets)
+        self.dataset = datasets
         self.method = build(method, domains=ledger.domains) if isinstance(method, str) else method
         self.controller: Controller | None = None
         self.position = 0
@@ -118,8 +119,10 @@ class Mixer:
         Args:
             micro_batch_size: Samples of this rank at a time.
             micro_batches: Of this rank in one optimizer step (gradient accumulation steps).
-            rank, world_size: Among the ranks that share a batch, all of torch.distributed's.
-            num_workers, prefetch_factor: Of the loader; with them the default lag also covers one
+            rank: Among the ranks that share a batch, which are all of torch.distributed's.
+            world_size: How many they are.
+            num_workers: Of the loader.
+            prefetch_factor: Of each of them; the default lag covers what they fetch, and one
                 micro-batch that the trainer reads ahead.
             end: Positions from here on are not fetched.
             is_due: Whether a call of `step` ends an optimizer step; None: each does.
@@ -133,10 +136,9 @@ class Mixer:
         batches = MixBatchSampler(
             self.ledger, micro_batch_size, rank=rank, world_size=world_size, end=end
         )
-        self._stride = batches.micro_batch_size * batches.world_size
-        self._check_size(0)
+        self._check_size(batches, 0)
         if self.method is not None:
-            talk = {}
+            talk: dict[str, Any] = {}
             if world_size > 1:
                 from mixcore.distributed import torch_broadcast, torch_reduce
 
@@ -172,27 +174,12 @@ class Mixer:
         Raises:
             ValueError: An option that would change what is read.
         """
-        from torch import Generator
-        from torch.utils.data import DataLoader
-
-        for name in _LOADERS_OWN:
-            if name in options:
-                raise ArgumentError(f"{name} must not be given, the mixer says what is read")
-        if options.get("in_order", True) is not True:
-            raise ArgumentError(f"in_order must be True, got {options['in_order']!r}")
-        workers = self._num_workers
-        if workers:
+        batches = self._bound()
+        options["num_workers"] = self._num_workers
+        if self._num_workers:
             options["prefetch_factor"] = self._prefetch_factor
-        # A generator of its own: else every new iterator would take a number from the one that
-        # decides dropout, and a resumed run would not equal an uninterrupted one.
-        options.setdefault("generator", Generator())
-        return DataLoader(
-            self.dataset,
-            batch_sampler=Batches(self, views),  # type: ignore[arg-type]
-            collate_fn=Collate(collate_fn),
-            num_workers=workers,
-            **options,
-        )
+        sampler = Batches(self, batches.micro_batch_size, batches.rank, views)
+        return make_loader(self.dataset, sampler, collate_fn, options)
 
     def _bound(self) -> MixBatchSampler:
         if self._batches is None:
@@ -202,8 +189,8 @@ class Mixer:
             )
         return self._batches
 
-    def _pass(self) -> Iterator[list[Key]]:
-        """This rank's micro-batches from what has been trained on."""
+    def micro_batches_left(self) -> Iterator[list[Key]]:
+        """This rank's micro-batches, from what has been trained on; for the loader."""
         batches = self._bound()
         if self._held:
             raise LedgerError(
@@ -212,20 +199,17 @@ class Mixer:
             )
         batches.seek(self.position)
         for keys in batches:
-            self._check_size(keys[0].position)
+            self._check_size(batches, keys[0].position)
             yield keys
 
-    def _check_size(self, position: int) -> None:
+    def _check_size(self, batches: MixBatchSampler, position: int) -> None:
         first, size = self.ledger.batch_at(position)
-        mine = self._stride * self.micro_batches
-        if size != mine:
-            batches = self._batches
-            micro = self._stride if batches is None else batches.micro_batch_size
+        micro, world_size = batches.micro_batch_size, batches.world_size
+        if size != micro * world_size * self.micro_batches:
             raise ArgumentError(
-                f"the ledger's batch_size is {size} from position {first} on, the trainer's step "
-                f"has {mine} samples: {micro} a micro-batch"
-                f"{' of all ranks' if batches is None else f' x {batches.world_size} ranks'} x "
-                f"{self.micro_batches} micro-batches; make them equal"
+                f"the ledger's batch_size is {size} from position {first} on, but a step of the "
+                f"trainer has {micro * world_size * self.micro_batches} samples: micro_batch_size "
+                f"{micro} * {world_size} ranks * {self.micro_batches} micro-batches"
             )
 
     # What a training loop calls -------------------------------------------------------------------
@@ -252,13 +236,12 @@ class Mixer:
             raise LedgerError(
                 f"step must be called after {self.micro_batches} micro-batches, got another one"
             )
-        due = self.position + len(self._held) * self._stride + batches.rank * batches.micro_batch_size
-        self._check_due(batch["position"], due)
-        if self.controller is not None:
-            if loss_sums is None or tokens is None:
-                raise ArgumentError(
-                    f"loss_sums and tokens must be given to method {self.controller.method.name!r}"
-                )
+        micro = len(self._held) * batches.world_size + batches.rank
+        self._check_due(batch["position"], self.position + micro * batches.micro_batch_size)
+        if self.controller is not None and (loss_sums is None or tokens is None):
+            raise ArgumentError(
+                f"loss_sums and tokens must be given to method {self.controller.method.name!r}"
+            )
         self._held.append((batch["domain"], _copied(loss_sums), _copied(tokens)))
 
     def _check_due(self, positions: Any, due: int) -> None:
@@ -374,9 +357,10 @@ class Mixer:
             raise ArgumentError(f"state lacks {sorted(missing)}")
         position = integer("state['position']", state["position"], 0, MAX_POSITION - 1)
         if (state["controller"] is None) != (self.controller is None):
-            saved, mine = ("no method" if c is None else "a method" for c in (
-                state["controller"], self.controller
-            ))
+            saved, mine = (
+                "no method" if c is None else "a method"
+                for c in (state["controller"], self.controller)
+            )
             raise ArgumentError(f"state is of a run with {saved}, this mixer has {mine}")
         catch_up(self.ledger, Ledger.from_bytes(text("state['ledger']", state["ledger"]).encode()))
         batches.seek(position)
@@ -389,48 +373,3 @@ class Mixer:
 def _copied(values: Any) -> Any:
     """The trainer may use the memory of its losses again."""
     return values.detach().clone() if hasattr(values, "detach") else np.array(values)
-
-
-class Batches:
-    """The batch sampler of a mixer's loader: begins where the run stands, each time anew.
-
-    Attributes:
-        batch_size: Of a micro-batch.
-        drop_last: True: there are no others.
-    """
-
-    drop_last = True
-
-    def __init__(self, mixer: Mixer, views: int = 1) -> None:
-        batches = mixer._bound()
-        self._mixer, self._views = mixer, integer("views", views, 1, MAX_BATCH)
-        self._rank = batches.rank if views > 1 else 0
-        self.batch_size = batches.micro_batch_size
-
-    def belongs_to(self, mixer: Mixer) -> bool:
-        """Whether it hands out this mixer's samples."""
-        return self._mixer is mixer
-
-    def __iter__(self) -> Iterator[list[Any]]:
-        others = ["a sample of another rank"] * self.batch_size
-        for keys in self._mixer._pass():
-            for view in range(self._views):
-                yield keys if view == self._rank else others
-
-
-class Collate:
-    """Collates what the datasets gave as `inner` does, and what the sampler gave as tensors."""
-
-    def __init__(self, inner: Any = None) -> None:
-        self.inner = inner
-
-    def __call__(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        import torch
-
-        inner = self.inner
-        if inner is None:
-            from torch.utils.data import default_collate as inner
-        made = inner([{k: v for k, v in s.items() if k not in OURS} for s in samples])
-        if not isinstance(made, Mapping):
-            raise ArgumentTypeError(f"collate_fn must return a mapping, got {made!r}")
-        return {**made, **{name: torch.tensor([s[name] for s in samples]) for name in OURS}}
