@@ -38,8 +38,10 @@ def test_parallelism_within_a_sample_is_refused():
 
 
 def test_a_step_of_another_size_is_refused():
-    with pytest.raises(ValueError, match=r"batch_size is 16 .* step of the trainer has 32 samples"):
-        loader_of(accumulation=4)
+    with pytest.raises(
+        ValueError, match=r"batch_size is 16 at position 0, .* step of the trainer has 32 samples"
+    ):
+        next(iter(loader_of(accumulation=4)[2]))
 
 
 def test_steps_are_the_accelerators():

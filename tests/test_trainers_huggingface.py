@@ -77,7 +77,7 @@ def trainer_of(tmp_path, mixer=None, cls=None, kwargs=None, dropout=0.1, **chang
         ),
         (
             {"gradient_accumulation_steps": 3},
-            "is 16 from position 0 on, but a step of the trainer has 24 samples: micro",
+            "is 16 at position 0, but a step of the trainer has 24 samples: micro",
         ),
         ({"resume_from": True}, "resume_from_checkpoint=True, but .* has no checkpoint with"),
         ({"train_dataset": [1]}, "train_dataset must not be given"),
@@ -109,7 +109,10 @@ def test_checkpoints_without_the_mixture_are_passed_over(tmp_path):
     assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-6")
     state = json.loads((tmp_path / "checkpoint-6" / "mixcore.json").read_text())
     assert state["position"] == 6 * BATCH
-    (tmp_path / "checkpoint-6" / "mixcore.json").unlink()  # as a crash while saving leaves it
+    whole = (tmp_path / "checkpoint-6" / "trainer_state.json").rename(tmp_path / "aside")
+    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-3")  # a crash while saving
+    whole.rename(tmp_path / "checkpoint-6" / "trainer_state.json")
+    (tmp_path / "checkpoint-6" / "mixcore.json").unlink()
     assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-3")
     assert last_checkpoint(tmp_path / "nothing") is None
     with pytest.raises(ValueError, match=r"checkpoint-6 has no mixcore\.json"):
@@ -123,6 +126,34 @@ def test_checkpoints_without_the_mixture_are_passed_over(tmp_path):
     (tmp_path / "checkpoint-3" / "mixcore.json").write_text("{")
     with pytest.raises(ValueError, match=r"mixcore\.json is damaged"):
         trainer_of(tmp_path).train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+
+
+def test_a_crash_while_saving_leaves_a_checkpoint_to_go_on_from(tmp_path, monkeypatch):
+    """Even where the Trainer keeps one only: the old one goes when the new one is whole."""
+    from mixcore.trainers.huggingface import last_checkpoint
+
+    last = {}
+    for name in ("save_model", "_save_optimizer_and_scheduler", "_save_rng_state", "on_save"):
+        trainer = trainer_of(tmp_path / name, save_total_limit=1)
+        owner = trainer.callback_handler if name == "on_save" else trainer
+        kept = getattr(owner, name)
+
+        def crash(*args, trainer=trainer, kept=kept, **kwargs):
+            if trainer.state.global_step == 6:
+                raise KeyboardInterrupt
+            return kept(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, crash)
+        with pytest.raises(KeyboardInterrupt):
+            trainer.train()
+        last[name] = last_checkpoint(tmp_path / name).rpartition("-")[2]
+    assert last.pop("on_save") == "6"
+    assert set(last.values()) == {"3"}
+
+
+def test_a_search_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="trial must be None"):
+        trainer_of(tmp_path).train(trial={"learning_rate": 1})
 
 
 def test_a_state_of_another_step_is_refused(tmp_path):

@@ -1,3 +1,7 @@
+import subprocess
+import sys
+from types import SimpleNamespace
+
 import pytest
 from test_trainers_huggingface import mixer_of
 from trainer_runs import BATCH
@@ -57,7 +61,9 @@ def test_a_run():
 
 
 def test_a_step_of_another_size_is_refused():
-    with pytest.raises(ValueError, match=r"batch_size is 16 .* step of the trainer has 8 samples"):
+    with pytest.raises(
+        ValueError, match=r"batch_size is 16 at position 0, .* step of the trainer has 8 samples"
+    ):
         fit(mixer_of(), accumulate_grad_batches=2)
 
 
@@ -135,3 +141,32 @@ def test_a_checkpoint_of_another_step_is_refused(tmp_path):
         mixcore.LedgerError, match="the Trainer is at step 6, the mixture at step 0"
     ):
         fit(mixer_of(), max_steps=9, ckpt_path=tmp_path / "saved.ckpt")
+
+
+@pytest.mark.parametrize(
+    ("sampler", "said", "message"),
+    [
+        (True, {"num_replicas": 4, "rank": 1}, "use_distributed_sampler must be False, got True"),
+        (False, {"num_replicas": 2, "rank": 1}, "data-parallel over all 4 ranks .*, got object"),
+        (False, None, "data-parallel over all 4 ranks .*, got object"),
+    ],
+)
+def test_ranks_that_are_fed_otherwise_are_refused(sampler, said, message):
+    from mixcore.trainers.lightning import MixDataModule
+
+    data = MixDataModule(mixer_of(), 4)
+    data.trainer = SimpleNamespace(
+        world_size=4,
+        strategy=object(),
+        distributed_sampler_kwargs=said,
+        _accelerator_connector=SimpleNamespace(use_distributed_sampler=sampler),
+    )
+    with pytest.raises(ValueError, match=message):
+        data.setup("fit")
+    assert not data.mixer.bound
+
+
+def test_without_lightning_the_extra_is_named():
+    code = "import sys; sys.modules['lightning'] = None; import mixcore.trainers.lightning"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert "pip install 'mixcore[lightning]'" in done.stderr

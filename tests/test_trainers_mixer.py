@@ -147,12 +147,18 @@ def test_the_default_lag_covers_one_micro_batch_read_ahead():
         assert lag * micro >= workers * prefetch + 1
 
 
-def test_a_batch_size_that_changes_in_the_run_is_refused_where_it_begins():
+def test_a_batch_size_that_changes_in_the_run():
+    """Refused where it begins; resumed there with settings that fit."""
     mixer = mixer_of()
     mixer.ledger.append(3 * BATCH, batch_size=2 * BATCH)
-    with pytest.raises(ValueError, match="batch_size is 32 from position 48 on, but a step"):
+    with pytest.raises(ValueError, match="batch_size is 32 at position 48, but a step"):
         train(mixer, 4)
     assert mixer.steps == 3
+    second = mixer_of(bind=False)
+    second.bind(micro_batch_size=32)
+    second.load_state_dict(mixer.state_dict())
+    train(second, 2)
+    assert second.position == 7 * BATCH
 
 
 # Saving -------------------------------------------------------------------------------------------
@@ -213,7 +219,11 @@ def test_what_is_no_state_of_this_run_is_refused():
         (state | {"format": "x"}, ValueError, "got 'x'"),
         ({"format": state["format"]}, ValueError, r"lacks \['controller', 'ledger', 'position'\]"),
         (state | {"position": "7"}, TypeError, r"state\['position'\] must be an integer"),
-        (state | {"position": 7}, ValueError, "position must be one where a micro-batch begins"),
+        (
+            state | {"position": 7},
+            ValueError,
+            r"state\['position'\] must be the end of a batch, got 7",
+        ),
         (state | {"ledger": 5}, TypeError, r"state\['ledger'\] must be a str, got 5"),
         (state | {"ledger": "x\n"}, mixcore.LedgerError, "no ledger of mixcore"),
         (
@@ -290,14 +300,16 @@ def test_bad_arguments(options, error, message):
 
 def test_a_step_of_another_size_is_refused():
     mixer = mixer_of(bind=False)
-    with pytest.raises(ValueError, match="batch_size is 16 from position 0 on, but a step"):
-        mixer.bind(micro_batch_size=4, micro_batches=2)
     with pytest.raises(ValueError, match="micro_batches must be in"):
         mixer.bind(micro_batch_size=4, micro_batches=0)
+    with pytest.raises(ValueError, match=r"rank must be in \[0, 1\], got 2"):
+        mixer.bind(micro_batch_size=4, rank=2, world_size=2)
     assert not mixer.bound
-    mixer.bind(micro_batch_size=4, micro_batches=4)
+    mixer.bind(micro_batch_size=4, micro_batches=2)
     with pytest.raises(mixcore.LedgerError, match="drives a trainer already"):
         mixer.bind(micro_batch_size=4, micro_batches=4)
+    with pytest.raises(ValueError, match=r"is 16 at position 0, but a step .* 8 samples"):
+        next(iter(mixer.loader()))
 
 
 def test_samples_that_are_not_due_are_refused():

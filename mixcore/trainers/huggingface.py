@@ -21,6 +21,7 @@ from mixcore.trainers.mixer import Mixer
 
 try:
     from transformers import Trainer, TrainerCallback
+    from transformers.trainer import TRAINER_STATE_NAME
 except ImportError as e:
     raise ImportError(
         "mixcore.trainers.huggingface needs transformers: pip install 'mixcore[huggingface]'"
@@ -37,22 +38,20 @@ def last_checkpoint(output_dir: str | os.PathLike[str]) -> str | None:
     Example:
         >>> trainer.train(resume_from_checkpoint=last_checkpoint(args.output_dir))
 
-    The mixture's state is written last of all. A folder without it is what a crash while saving
-    leaves behind, and is passed over.
+    The mixture's state is the first file of a checkpoint, the Trainer's the last. A folder that
+    lacks one of them is what a crash while saving leaves behind, and is passed over.
     """
     found = []
     for folder in Path(output_dir).glob("checkpoint-*"):
         number = folder.name.removeprefix("checkpoint-")
-        if number.isdecimal() and (folder / STATE_FILE).is_file():
+        whole = all((folder / name).is_file() for name in (STATE_FILE, TRAINER_STATE_NAME))
+        if number.isdecimal() and whole:
             found.append((int(number), str(folder)))
     return max(found)[1] if found else None
 
 
 class MixCallback(TrainerCallback):  # type: ignore[misc]
-    """Ends the mixer's steps with the Trainer's, and saves its state in the checkpoint folders.
-
-    `MixTrainerMixin` adds it by itself.
-    """
+    """Ends the mixer's steps with the Trainer's; `MixTrainerMixin` adds it by itself."""
 
     def __init__(self, mixer: Mixer) -> None:
         self.mixer = mixer
@@ -71,16 +70,6 @@ class MixCallback(TrainerCallback):  # type: ignore[misc]
         self.mixer.step()
         # The loader has no length, and the Trainer counts from 0 after a resume.
         state.epoch = state.global_step / state.max_steps
-
-    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Write the state, when everything else of the checkpoint is there on all ranks."""
-        saved = self.mixer.state_dict()  # on every rank: they meet here
-        if args.should_save:
-            target = Path(args.output_dir) / f"checkpoint-{state.global_step}" / STATE_FILE
-            with new_file_beside(target) as f:
-                f.write(json.dumps(saved).encode())
-                flush_to_disk(f)
-                os.replace(f.name, target)
 
 
 class MixTrainerMixin:
@@ -116,13 +105,15 @@ class MixTrainerMixin:
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
         """As the Trainer's; True stands for the newest whole checkpoint."""
+        if kwargs.get("trial") is not None:
+            raise ArgumentError("trial must be None: a search runs many trainings with one mixer")
         self._bind()
         if resume_from_checkpoint is True:
             resume_from_checkpoint = last_checkpoint(self.args.output_dir)
             if resume_from_checkpoint is None:
                 raise ArgumentError(
                     f"resume_from_checkpoint=True, but {self.args.output_dir} has no checkpoint "
-                    f"with {STATE_FILE}"
+                    f"with {STATE_FILE} and {TRAINER_STATE_NAME}"
                 )
             logger.info("resuming from %s", resume_from_checkpoint)
         if resume_from_checkpoint:
@@ -146,6 +137,20 @@ class MixTrainerMixin:
             prefetch_factor=args.dataloader_prefetch_factor or 2,
             end=self.mixer.ledger.position_of_step(args.max_steps),
         )
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        # Before the Trainer's own files, and not in on_save: by then it has removed the oldest
+        # checkpoint, and a crash in between could leave none to go on from.
+        saved = self.mixer.state_dict()  # on every rank: they meet here
+        if self.args.should_save:
+            step = self.state.global_step  # type: ignore[attr-defined]
+            target = Path(self.args.output_dir) / f"checkpoint-{step}" / STATE_FILE
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with new_file_beside(target) as f:
+                f.write(json.dumps(saved).encode())
+                flush_to_disk(f)
+                os.replace(f.name, target)
+        super()._save_checkpoint(*args, **kwargs)  # type: ignore[misc]
 
     def get_train_dataloader(self) -> Any:
         """The mixer's loader, prepared by the Trainer's Accelerator."""

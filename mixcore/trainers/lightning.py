@@ -168,6 +168,11 @@ def _place(trainer: Any) -> tuple[int, int]:
     world_size = trainer.world_size
     if world_size == 1:
         return 0, 1
+    if getattr(trainer._accelerator_connector, "use_distributed_sampler", False):
+        raise ArgumentError(
+            "use_distributed_sampler must be False, got True: the mixer's loader shares the "
+            "samples out among the ranks already"
+        )
     said: Mapping[str, int] | None = trainer.distributed_sampler_kwargs
     if said is None or said["num_replicas"] != world_size:
         raise ArgumentError(

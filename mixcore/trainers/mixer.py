@@ -88,7 +88,7 @@ class Mixer:
         self.controller: Controller | None = None
         self.position = 0
         self._options = {"update_every": update_every, **controller_options}
-        self._batches: MixBatchSampler | None = None
+        self.bound = False  # whether a trainer has said how it runs
         # Micro-batches since the last step; they count from the next one on, so that a state taken
         # between them is that of the last step.
         self._held: list[tuple[Any, Any, Any]] = []
@@ -96,11 +96,6 @@ class Mixer:
         self._is_due: Callable[[], bool] = lambda: True
 
     # What the adapters call -----------------------------------------------------------------------
-
-    @property
-    def bound(self) -> bool:
-        """Whether a trainer has said how it runs."""
-        return self._batches is not None
 
     def bind(
         self,
@@ -128,15 +123,19 @@ class Mixer:
             is_due: Whether a call of `step` ends an optimizer step; None: each does.
 
         Raises:
-            ValueError, TypeError: The trainer's step is not the ledger's, or a bad argument.
+            ValueError, TypeError: A bad argument, named with its value.
+            LedgerError: It was bound before.
         """
         if self.bound:
             raise LedgerError("this mixer drives a trainer already: make a new one for another")
+        self._micro_batch_size = integer("micro_batch_size", micro_batch_size, 1, MAX_BATCH)
         self.micro_batches = integer("micro_batches", micro_batches, 1, MAX_BATCH)
-        batches = MixBatchSampler(
-            self.ledger, micro_batch_size, rank=rank, world_size=world_size, end=end
-        )
-        self._check_size(batches, 0)
+        self._world_size = integer("world_size", world_size, 1, MAX_BATCH)
+        self._rank = integer("rank", rank, 0, world_size - 1)
+        self._end = None if end is None else integer("end", end, 0, MAX_POSITION)
+        self._num_workers = integer("num_workers", num_workers, 0, MAX_BATCH)
+        self._prefetch_factor = integer("prefetch_factor", prefetch_factor, 1, MAX_BATCH)
+        self._is_due = is_due or self._is_due
         if self.method is not None:
             talk: dict[str, Any] = {}
             if world_size > 1:
@@ -154,9 +153,7 @@ class Mixer:
                 **talk,
                 **self._options,
             )
-        self._batches = batches
-        self._is_due = is_due or self._is_due
-        self._num_workers, self._prefetch_factor = num_workers, prefetch_factor
+        self.bound = True
 
     def loader(self, *, collate_fn: Any = None, views: int = 1, **options: Any) -> Any:
         """A DataLoader of this rank's micro-batches, from where the run stands at each iteration.
@@ -174,43 +171,51 @@ class Mixer:
         Raises:
             ValueError: An option that would change what is read.
         """
-        batches = self._bound()
+        self._check_bound()
         options["num_workers"] = self._num_workers
         if self._num_workers:
             options["prefetch_factor"] = self._prefetch_factor
-        sampler = Batches(self, batches.micro_batch_size, batches.rank, views)
+        sampler = Batches(self, self._micro_batch_size, self._rank, views)
         return make_loader(self.dataset, sampler, collate_fn, options)
 
-    def _bound(self) -> MixBatchSampler:
-        if self._batches is None:
+    def _check_bound(self) -> None:
+        if not self.bound:
             raise LedgerError(
                 "this mixer has no trainer yet: hand it to MixTrainer, prepare_loader or "
                 "MixDataModule first"
             )
-        return self._batches
 
     def micro_batches_left(self) -> Iterator[list[Key]]:
-        """This rank's micro-batches, from what has been trained on; for the loader."""
-        batches = self._bound()
+        """This rank's micro-batches, from what has been trained on; for the loader.
+
+        Raises:
+            ValueError: The trainer's step is not the ledger's.
+            LedgerError: The trainer is inside a step.
+        """
         if self._held:
             raise LedgerError(
                 f"the loader must be iterated anew at the end of an optimizer step, but "
                 f"{len(self._held)} of {self.micro_batches} micro-batches have been observed"
             )
-        batches.seek(self.position)
+        micro, world_size = self._micro_batch_size, self._world_size
+        wanted = micro * world_size * self.micro_batches
+        batches = MixBatchSampler(
+            self.ledger,
+            micro,
+            rank=self._rank,
+            world_size=world_size,
+            position=self.position,
+            end=self._end,
+        )
         for keys in batches:
-            self._check_size(batches, keys[0].position)
+            first, size = self.ledger.batch_at(keys[0].position)
+            if size != wanted:
+                raise ArgumentError(
+                    f"the ledger's batch_size is {size} at position {first}, but a step of the "
+                    f"trainer has {wanted} samples: micro_batch_size {micro} * {world_size} ranks "
+                    f"* {self.micro_batches} micro-batches"
+                )
             yield keys
-
-    def _check_size(self, batches: MixBatchSampler, position: int) -> None:
-        first, size = self.ledger.batch_at(position)
-        micro, world_size = batches.micro_batch_size, batches.world_size
-        if size != micro * world_size * self.micro_batches:
-            raise ArgumentError(
-                f"the ledger's batch_size is {size} from position {first} on, but a step of the "
-                f"trainer has {micro * world_size * self.micro_batches} samples: micro_batch_size "
-                f"{micro} * {world_size} ranks * {self.micro_batches} micro-batches"
-            )
 
     # What a training loop calls -------------------------------------------------------------------
 
@@ -228,7 +233,7 @@ class Mixer:
             ValueError, TypeError: As `Controller.observe`; the losses are missing.
             LedgerError: These are not the samples that are due.
         """
-        batches = self._bound()
+        self._check_bound()
         if not isinstance(batch, Mapping) or "position" not in batch or "domain" not in batch:
             found = sorted(batch) if isinstance(batch, Mapping) else batch
             raise ArgumentTypeError(f"batch must have position and domain, got {found!r}")
@@ -236,8 +241,8 @@ class Mixer:
             raise LedgerError(
                 f"step must be called after {self.micro_batches} micro-batches, got another one"
             )
-        micro = len(self._held) * batches.world_size + batches.rank
-        self._check_due(batch["position"], self.position + micro * batches.micro_batch_size)
+        micro = len(self._held) * self._world_size + self._rank
+        self._check_due(batch["position"], self.position + micro * self._micro_batch_size)
         if self.controller is not None and (loss_sums is None or tokens is None):
             raise ArgumentError(
                 f"loss_sums and tokens must be given to method {self.controller.method.name!r}"
@@ -245,7 +250,7 @@ class Mixer:
         self._held.append((batch["domain"], _copied(loss_sums), _copied(tokens)))
 
     def _check_due(self, positions: Any, due: int) -> None:
-        micro = self._bound().micro_batch_size
+        micro = self._micro_batch_size
         if len(positions) != micro:
             raise LedgerError(f"a micro-batch must have {micro} samples, got {len(positions)}")
         if getattr(positions, "device", None) is not None and positions.device.type != "cpu":
@@ -281,7 +286,7 @@ class Mixer:
         Raises:
             LedgerError: Micro-batches are missing; as `Controller.step`.
         """
-        self._bound()
+        self._check_bound()
         if not self._is_due():
             return None
         held = self._held
@@ -303,9 +308,8 @@ class Mixer:
     def at_end(self) -> bool:
         """Whether there is no further step: `end` is reached, or the caps of the domains are."""
         first, size = self.ledger.batch_at(self.position)
-        end = self._bound().end
         capped = self.ledger.end(first + size)
-        return (end is not None and first + size > end) or (
+        return (self._end is not None and first + size > self._end) or (
             capped is not None and capped[0] < first + size
         )
 
@@ -328,7 +332,7 @@ class Mixer:
         (ranks add up what they have observed). Between the micro-batches of a step it is the state
         after the last step, as the model's and the optimizer's are.
         """
-        self._bound()
+        self._check_bound()
         self._look()
         return {
             "format": FORMAT,
@@ -348,7 +352,7 @@ class Mixer:
             ValueError, TypeError: It is no such state, or of a run with other settings.
             LedgerError: The ledger is of another run.
         """
-        batches = self._bound()
+        self._check_bound()
         if not isinstance(state, Mapping) or state.get("format") != FORMAT:
             found = state.get("format") if isinstance(state, Mapping) else state
             raise ArgumentError(f"state must have the format {FORMAT!r}, got {found!r}")
@@ -363,7 +367,8 @@ class Mixer:
             )
             raise ArgumentError(f"state is of a run with {saved}, this mixer has {mine}")
         catch_up(self.ledger, Ledger.from_bytes(text("state['ledger']", state["ledger"]).encode()))
-        batches.seek(position)
+        if self.ledger.batch_at(position)[0] != position:
+            raise ArgumentError(f"state['position'] must be the end of a batch, got {position}")
         if self.controller is not None:
             self.controller.load_state_dict(state["controller"])
         self.position, self._held = position, []
