@@ -20,9 +20,10 @@ pytest.importorskip("lightning")
 FRAMEWORKS = ("huggingface", "accelerate", "lightning")
 
 frameworks = pytest.mark.parametrize("framework", FRAMEWORKS)
+with_torchdata = pytest.mark.parametrize("framework", [*FRAMEWORKS, "torchdata"])
 
 
-@frameworks
+@with_torchdata
 def test_killed_on_two_ranks_resumed_on_one(framework, tmp_path):
     """2 ranks x 2 workers x 2 micro-batches, SIGKILL; then 1 rank, 4 micro-batches, no worker."""
     first = Run(framework, str(tmp_path), world_size=2, workers=2, micro_batches=2, kill_after=8)
@@ -34,7 +35,7 @@ def test_killed_on_two_ranks_resumed_on_one(framework, tmp_path):
     assert ledger.num_decisions == 8
 
 
-@frameworks
+@with_torchdata
 def test_killed_on_one_rank_resumed_on_two(framework, tmp_path):
     """1 rank, no worker, no accumulation, SIGKILL; then 2 ranks x 2 workers x 4 micro-batches."""
     first = Run(framework, str(tmp_path), kill_after=11)

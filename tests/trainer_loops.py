@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from trainer_runs import LENGTH, VOCABULARY, micro_batch_size
 
+import mixcore
 from mixcore.trainers.losses import sample_losses
 
 
@@ -132,3 +133,52 @@ def lightning(run, mixer):
     module = Module()
     trainer.fit(module, datamodule=data, ckpt_path=last)
     return module
+
+
+def torchdata(run, mixer):
+    """A StatefulDataLoader of one's own: its state fits any number of workers and ranks."""
+    import torch.distributed as dist
+    from torchdata.stateful_dataloader import StatefulDataLoader
+
+    rank, world_size = int(os.environ.get("RANK", 0)), run.world_size
+    if world_size > 1:
+        dist.init_process_group("gloo")
+    mixer.bind(
+        micro_batch_size=micro_batch_size(run),
+        micro_batches=run.micro_batches,
+        rank=rank,
+        world_size=world_size,
+    )
+    saved = None
+    if run.resume:
+        last = max(Path(run.folder).glob("*.saved"), key=lambda f: int(f.stem))
+        saved = torch.load(last)
+        mixer.load_state_dict(saved["mixer"])
+    batches = mixcore.MixBatchSampler(
+        mixer.ledger,
+        micro_batch_size(run),
+        rank=rank,
+        world_size=world_size,
+        end=mixer.ledger.position_of_step(run.steps),
+    )
+    if saved:
+        batches.load_state_dict(saved["loader"])
+    loader = StatefulDataLoader(
+        mixer.dataset,
+        batch_sampler=batches,
+        num_workers=run.workers,
+        prefetch_factor=run.prefetch if run.workers else None,
+    )
+    for batch in loader:
+        mixer.observe(batch)
+        if mixer.micro_batches == mixer.observed:
+            mixer.step()
+            if mixer.steps % run.save_every == 0:
+                state = {"mixer": mixer.state_dict(), "loader": loader.state_dict()}
+                if rank == 0:
+                    new = Path(run.folder) / "new"
+                    torch.save(state, new)
+                    new.rename(Path(run.folder) / f"{mixer.steps}.saved")
+    if world_size > 1:
+        dist.destroy_process_group()
+    return torch.nn.Identity()

@@ -128,7 +128,7 @@ class MixCallback(pl.Callback):  # type: ignore[misc]
                 f"accumulate_grad_batches must stay {self.mixer.micro_batches}, got "
                 f"{trainer.accumulate_grad_batches}"
             )
-        if self.mixer.at_step:
+        if not self.mixer.observed:
             count = trainer.fit_loop.epoch_loop.batch_progress.current
             beyond = (count.ready - 1) % self.mixer.micro_batches
             for name in ("ready", "started", "processed", "completed"):

@@ -195,7 +195,7 @@ class Mixer:
         if self._held:
             raise LedgerError(
                 f"the loader must be iterated anew at the end of an optimizer step, but "
-                f"{len(self._held)} of {self.micro_batches} micro-batches have been observed"
+                f"{self.observed} of {self.micro_batches} micro-batches have been observed"
             )
         micro, world_size = self._micro_batch_size, self._world_size
         wanted = micro * world_size * self.micro_batches
@@ -237,11 +237,11 @@ class Mixer:
         if not isinstance(batch, Mapping) or "position" not in batch or "domain" not in batch:
             found = sorted(batch) if isinstance(batch, Mapping) else batch
             raise ArgumentTypeError(f"batch must have position and domain, got {found!r}")
-        if len(self._held) >= self.micro_batches:
+        if self.observed >= self.micro_batches:
             raise LedgerError(
                 f"step must be called after {self.micro_batches} micro-batches, got another one"
             )
-        micro = len(self._held) * self._world_size + self._rank
+        micro = self.observed * self._world_size + self._rank
         self._check_due(batch["position"], self.position + micro * self._micro_batch_size)
         if self.controller is not None and (loss_sums is None or tokens is None):
             raise ArgumentError(
@@ -316,9 +316,9 @@ class Mixer:
     # Saving ---------------------------------------------------------------------------------------
 
     @property
-    def at_step(self) -> bool:
-        """Whether no micro-batch has been observed since the last optimizer step."""
-        return not self._held
+    def observed(self) -> int:
+        """Micro-batches observed since the last optimizer step."""
+        return len(self._held)
 
     @property
     def steps(self) -> int:
