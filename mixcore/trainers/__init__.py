@@ -1,5 +1,1 @@
-<<<<<<< HEAD
-"""mixcore under existing trainers: one module a trainer; `settings` is what they share."""
-=======
-"""Adapters that put a ledger and a controller under other people's trainers."""
->>>>>>> trainers
+"""The mixture under other people's trainers."""

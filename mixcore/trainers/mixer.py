@@ -108,19 +108,24 @@ class Mixer:
         prefetch_factor: int = 2,
         end: int | None = None,
         is_due: Callable[[], bool] | None = None,
+        job: tuple[int, int] | None = None,
+        observes: bool = True,
     ) -> None:
         """Say how the trainer runs; adapters call it once, before the state is loaded.
 
         Args:
             micro_batch_size: Samples of this rank at a time.
             micro_batches: Of this rank in one optimizer step (gradient accumulation steps).
-            rank: Among the ranks that share a batch, which are all of torch.distributed's.
+            rank: Among the ranks that share a batch (data-parallel rank).
             world_size: How many they are.
             num_workers: Of the loader.
             prefetch_factor: Of each of them; the default lag covers what they fetch, and one
                 micro-batch that the trainer reads ahead.
             end: Positions from here on are not fetched.
             is_due: Whether a call of `step` ends an optimizer step; None: each does.
+            job: Rank and number of ranks of all of torch.distributed's, which decide together;
+                None: they are those that share a batch.
+            observes: Whether this rank sees losses at all (not: a pipeline stage before the last).
 
         Raises:
             ValueError, TypeError: A bad argument, named with its value.
@@ -132,13 +137,15 @@ class Mixer:
         self.micro_batches = integer("micro_batches", micro_batches, 1, MAX_BATCH)
         self._world_size = integer("world_size", world_size, 1, MAX_BATCH)
         self._rank = integer("rank", rank, 0, world_size - 1)
+        self._observes = observes
+        job_rank, job_size = (rank, world_size) if job is None else job
         self._end = None if end is None else integer("end", end, 0, MAX_POSITION)
         self._num_workers = integer("num_workers", num_workers, 0, MAX_BATCH)
         self._prefetch_factor = integer("prefetch_factor", prefetch_factor, 1, MAX_BATCH)
         self._is_due = is_due or self._is_due
         if self.method is not None:
             talk: dict[str, Any] = {}
-            if world_size > 1:
+            if job_size > 1:
                 from mixcore.distributed import torch_broadcast, torch_reduce
 
                 talk = {"reduce": torch_reduce(), "broadcast": torch_broadcast()}
@@ -148,8 +155,8 @@ class Mixer:
                 num_workers=num_workers,
                 prefetch_factor=prefetch_factor,
                 micro_batches=micro_batches,
-                rank=rank,
-                world_size=world_size,
+                rank=job_rank,
+                world_size=job_size,
                 **talk,
                 **self._options,
             )
@@ -247,7 +254,11 @@ class Mixer:
             raise ArgumentError(
                 f"loss_sums and tokens must be given to method {self.controller.method.name!r}"
             )
-        self._held.append((batch["domain"], _copied(loss_sums), _copied(tokens)))
+        self.hold(batch["domain"], loss_sums, tokens)
+
+    def hold(self, domains: Any, loss_sums: Any, tokens: Any) -> None:
+        """Keep what a micro-batch showed until the step ends; for adapters."""
+        self._held.append((domains, _copied(loss_sums), _copied(tokens)))
 
     def _check_due(self, positions: Any, due: int) -> None:
         micro = self._micro_batch_size
@@ -290,7 +301,7 @@ class Mixer:
         if not self._is_due():
             return None
         held = self._held
-        if len(held) != self.micro_batches:
+        if self._observes and len(held) != self.micro_batches:
             raise LedgerError(
                 f"an optimizer step has {self.micro_batches} micro-batches, but {len(held)} have "
                 f"been observed since the last one"
