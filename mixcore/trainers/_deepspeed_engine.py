@@ -37,7 +37,7 @@ def facts_of(engine: Any) -> Facts:
     """Read an engine; its groups are asked, not its mpu, which may not know sequence groups."""
     import torch.distributed as dist
 
-    grid = getattr(engine, "grid", None)
+    grid: Any = getattr(engine, "grid", None)
     pipeline = grid is not None
     group = grid.get_data_parallel_group() if pipeline else engine.data_parallel_group
     observes = True

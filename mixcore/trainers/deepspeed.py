@@ -372,8 +372,6 @@ def _names(datasets: Any, ledger: Ledger | None) -> Sequence[KnownDomain]:
         both = zip(ledger.domains, weights.tolist(), strict=True)
         return [KnownDomain(d.name, d.size, w) for d, w in both]
     if not isinstance(datasets, Mapping):
-        raise ArgumentTypeError(
-            f"datasets must be a mapping of names to datasets, got {datasets!r}"
-        )
+        raise ArgumentTypeError(f"datasets must map names to datasets, got {datasets!r}")
     sizes = {n: len(d) if hasattr(d, "__len__") else None for n, d in datasets.items()}
     return [KnownDomain(name, size) for name, size in sizes.items()]
