@@ -76,7 +76,14 @@ def config_of(folder: Path, *, stage=0, accumulate=1, ranks=2, bf16=False, secti
 
 
 def launch(
-    folder: Path, *flags, ranks=2, script=HERE / "job.py", deepspeed=None, code=0, module=None, **config
+    folder: Path,
+    *flags,
+    ranks=2,
+    script=HERE / "job.py",
+    deepspeed=None,
+    code=0,
+    module=None,
+    **config,
 ) -> Job:
     """Run a job through the launcher, to its end."""
     path = config_of(folder, ranks=ranks, **config)

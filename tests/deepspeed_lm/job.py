@@ -94,9 +94,7 @@ def main():
         seen.append(batch["position"].tolist())
         return batch["x"], torch.stack(columns, dim=1)
 
-    loader, mixer = mixed.initialize(
-        args, engine, datasets, num_workers=args.workers, pipe=pipe
-    )
+    loader, mixer = mixed.initialize(args, engine, datasets, num_workers=args.workers, pipe=pipe)
     box["mixer"] = mixer
     folder = Path(args.out)
     seen = []

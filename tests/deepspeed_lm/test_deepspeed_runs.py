@@ -1,10 +1,7 @@
 """The real launcher: an adaptive run with a weight change every other step, killed and resumed."""
 
-import json
-import signal
-
 import pytest
-from deepspeed_runs import check, copy_checkpoint, launch
+from deepspeed_runs import check, launch
 
 STEPS = 12
 
