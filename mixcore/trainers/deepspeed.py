@@ -29,6 +29,7 @@ from mixcore.ledger import Ledger
 from mixcore.methods import method as build
 from mixcore.sampler import Sampler
 from mixcore.trainers._deepspeed_engine import check_engine, config_of, facts_of
+from mixcore.trainers.loader import Collate
 from mixcore.trainers.mixer import Mixer
 from mixcore.trainers.settings import KnownDomain, Settings, load_settings
 from mixcore.trainers.settings import add_arguments as add_arguments
@@ -50,6 +51,7 @@ def initialize(
     prefetch_factor: int = 2,
     collate_fn: Callable[[Any], Any] | None = None,
     pipe: Callable[[Any], Any] | None = None,
+    engine_io: bool = False,
     **loader_options: Any,
 ) -> tuple[Any, "DeepSpeedMixer"]:
     """A loader of this rank's micro-batches, and the mixer that steps with the engine.
@@ -64,7 +66,8 @@ def initialize(
         prefetch_factor: Micro-batches each worker is ahead.
         collate_fn: As `Mixer.loader`.
         pipe: Makes of a batch what a PipelineModule takes, `(inputs, labels)`; needed there alone.
-        loader_options: Further options of torch's DataLoader.
+        engine_io: Make the loader by `engine.deepspeed_io` instead (its prefetch_factor is 2).
+        loader_options: Further options of torch's DataLoader, or of `deepspeed_io`.
 
     Returns:
         The loader, to be iterated after a checkpoint has been loaded, and the mixer. Under a
@@ -90,7 +93,20 @@ def initialize(
     if facts.job[0] == 0 and settings.ledger_path is not None:
         ledger.attach(settings.ledger_path)
     mixer = DeepSpeedMixer(engine, ledger, datasets, settings, num_workers, prefetch_factor)
-    loader = mixer.loader(collate_fn=collate_fn, **loader_options)
+    if engine_io:
+        from mixcore.trainers._deepspeed_io import EngineDataset, Samples
+
+        if prefetch_factor != 2:
+            raise ArgumentError(f"prefetch_factor must be 2 with engine_io, got {prefetch_factor}")
+        loader = engine.deepspeed_io(
+            EngineDataset(mixer.dataset),
+            data_sampler=Samples(mixer, settings.config.train_samples),
+            collate_fn=Collate(collate_fn),
+            num_local_io_workers=num_workers,
+            **loader_options,
+        )
+    else:
+        loader = mixer.loader(collate_fn=collate_fn, **loader_options)
     if facts.pipeline:
         if pipe is None:
             raise ArgumentError("pipe must be given under a PipelineEngine, got None")

@@ -332,6 +332,11 @@ class Mixer:
         return len(self._held)
 
     @property
+    def num_readers(self) -> int:
+        """Ranks that share a batch."""
+        return self._world_size
+
+    @property
     def steps(self) -> int:
         """Optimizer steps so far."""
         return self.ledger.step_of_position(self.position)

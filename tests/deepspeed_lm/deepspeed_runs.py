@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -10,7 +9,6 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import mixcore
 from mixcore import Ledger, Sampler
 
 HERE = Path(__file__).parent
@@ -162,12 +160,3 @@ def check(job: Job, *, first=0, accumulate=1) -> None:
     for number in range(len(ledger.domains)):
         draws = picks.draw[picks.domain == number]
         assert sorted(draws.tolist()) == list(range(len(draws)))
-
-
-def copy_checkpoint(job: Job, folder: Path) -> None:
-    """Begin another job from a job's checkpoint."""
-    folder.mkdir(parents=True)
-    shutil.copytree(job.folder / "checkpoint", folder / "checkpoint")
-
-
-assert mixcore  # the package must be importable here, or every job would fail for that reason

@@ -94,7 +94,9 @@ def main():
         seen.append(batch["position"].tolist())
         return batch["x"], torch.stack(columns, dim=1)
 
-    loader, mixer = mixed.initialize(args, engine, datasets, num_workers=args.workers, pipe=pipe)
+    loader, mixer = mixed.initialize(
+        args, engine, datasets, num_workers=args.workers, pipe=pipe, engine_io=args.io
+    )
     box["mixer"] = mixer
     folder = Path(args.out)
     seen = []
@@ -133,15 +135,12 @@ def main():
             dtype = next(engine.module.parameters()).dtype
             outputs = engine(batch["x"].to(dtype))
             loss = Loss()(outputs.float(), batch["y"])
-            if args.unmanaged:
-                last = mixer.observed == mixer.micro_batches - 1
-                engine.set_gradient_accumulation_boundary(last)
             engine.backward(loss)
             losses = observed_losses(batch["domain"], batch["sample"])
             mixer.observe(batch, losses, torch.ones_like(batch["sample"]))
-            engine.step()
-            if mixer.step() is not None or engine.global_steps == mixer.steps:
-                pass
+            if not args.unmanaged or mixer.observed == mixer.micro_batches:
+                engine.step()
+            mixer.step()
             if mixer.observed == 0 and done():
                 break
     (folder / f"ledger{dist.get_rank()}.bytes").write_bytes(mixer.ledger.to_bytes())
