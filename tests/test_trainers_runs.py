@@ -37,8 +37,11 @@ def test_killed_on_two_ranks_resumed_on_one(framework, tmp_path):
 
 @with_torchdata
 def test_killed_on_one_rank_resumed_on_two(framework, tmp_path):
-    """1 rank, no worker, no accumulation, SIGKILL; then 2 ranks x 2 workers x 4 micro-batches."""
-    first = Run(framework, str(tmp_path), kill_after=11)
+    """1 rank, 2 workers, no accumulation, SIGKILL; then 2 ranks x 2 workers x 4 micro-batches.
+
+    The first reads as far ahead as the lag of 5 allows: 2 workers x 2 micro-batches, and one more.
+    """
+    first = Run(framework, str(tmp_path), workers=2, kill_after=11)
     assert launch(first) == [-signal.SIGKILL]
     second = replace(first, world_size=2, workers=2, micro_batches=4, resume=True, kill_after=None)
     assert launch(second) == [0, 0]
