@@ -1,1 +1,1 @@
-"""Adapters that put a ledger and a controller under other people's trainers."""
+"""mixcore under existing trainers: one module a trainer; `settings` is what they share."""
