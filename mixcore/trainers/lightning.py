@@ -90,9 +90,7 @@ class MixDataModule(pl.LightningDataModule):  # type: ignore[misc]
             micro_batches=trainer.accumulate_grad_batches,
             rank=rank,
             world_size=world_size,
-            end=None
-            if trainer.max_steps < 0
-            else self.mixer.ledger.position_of_step(trainer.max_steps),
+            max_steps=None if trainer.max_steps < 0 else trainer.max_steps,
         )
 
     def train_dataloader(self) -> Any:
