@@ -166,7 +166,19 @@ def test_ranks_that_are_fed_otherwise_are_refused(sampler, said, message):
     assert not data.mixer.bound
 
 
+def imported(code):
+    lines = f"import sys; {code}\nfrom mixcore.trainers.lightning import MixCallback as C\n"
+    lines += "print(C.__mro__[1].__module__)"
+    done = subprocess.run([sys.executable, "-c", lines], capture_output=True, text=True, timeout=60)
+    return done.stdout.strip() or done.stderr
+
+
+def test_the_package_that_the_program_uses():
+    assert imported("import pytorch_lightning").startswith("pytorch_lightning.")
+    assert imported("pass").startswith("lightning.pytorch.")
+    assert imported("sys.modules['lightning'] = None").startswith("pytorch_lightning.")
+
+
 def test_without_lightning_the_extra_is_named():
-    code = "import sys; sys.modules['lightning'] = None; import mixcore.trainers.lightning"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert "pip install 'mixcore[lightning]'" in done.stderr
+    code = "sys.modules['lightning'] = sys.modules['pytorch_lightning'] = None"
+    assert "pip install 'mixcore[lightning]'" in imported(code)

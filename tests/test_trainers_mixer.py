@@ -155,10 +155,15 @@ def test_a_batch_size_that_changes_in_the_run():
         train(mixer, 4)
     assert mixer.steps == 3
     second = mixer_of(bind=False)
-    second.bind(micro_batch_size=32)
+    second.bind(micro_batch_size=32, max_steps=5)
     second.load_state_dict(mixer.state_dict())
-    train(second, 2)
-    assert second.position == 7 * BATCH
+    assert not second.at_end
+    batches = list(second.loader())  # the steps left, by the batch sizes of the checkpoint
+    assert [b["position"][0].item() for b in batches] == [48, 80]
+    for batch in batches:
+        second.observe(batch, torch.ones(32), torch.ones(32).long())
+        second.step()
+    assert (second.position, second.steps, second.at_end) == (7 * BATCH, 5, True)
 
 
 # Saving -------------------------------------------------------------------------------------------

@@ -32,13 +32,16 @@ def test_killed_on_two_ranks_resumed_on_one(framework, tmp_path):
     assert launch(second) == [0]
     ledger = check(second, replayed=3)  # from step 5 on
     assert ledger.digest == truth(second).digest
-    assert ledger.num_decisions == 8
+    assert ledger.num_decisions == 7
 
 
 @with_torchdata
 def test_killed_on_one_rank_resumed_on_two(framework, tmp_path):
-    """1 rank, no worker, no accumulation, SIGKILL; then 2 ranks x 2 workers x 4 micro-batches."""
-    first = Run(framework, str(tmp_path), kill_after=11)
+    """1 rank, 2 workers, no accumulation, SIGKILL; then 2 ranks x 2 workers x 4 micro-batches.
+
+    The first reads as far ahead as the lag of 5 allows: 2 workers x 2 micro-batches, and one more.
+    """
+    first = Run(framework, str(tmp_path), workers=2, kill_after=11)
     assert launch(first) == [-signal.SIGKILL]
     second = replace(first, world_size=2, workers=2, micro_batches=4, resume=True, kill_after=None)
     assert launch(second) == [0, 0]
@@ -60,7 +63,6 @@ def test_resumed_equals_uninterrupted_to_the_bit(framework, tmp_path):
             framework,
             str(folder),
             world_size=2,
-            workers=2,
             micro_batches=2,
             lag=None,  # what the settings need, no more
             pure=False,

@@ -70,7 +70,7 @@ def accelerate(run, mixer):
         micro_batch_size(run),
         num_workers=run.workers,
         prefetch_factor=run.prefetch,
-        end=mixer.ledger.position_of_step(run.steps),
+        max_steps=run.steps,
     )
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     wrapped, optimizer = accelerator.prepare(model, optimizer)

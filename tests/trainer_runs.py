@@ -26,7 +26,7 @@ class Run:
 
     framework: str
     folder: str
-    steps: int = 14
+    steps: int = 13
     world_size: int = 1
     workers: int = 0
     prefetch: int = 2

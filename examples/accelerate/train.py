@@ -31,7 +31,7 @@ def main() -> None:
         mixer,
         toy.BATCH // accelerator.num_processes // args.accumulate,
         num_workers=args.workers,
-        end=args.steps * toy.BATCH,
+        max_steps=args.steps,
     )
     torch.manual_seed(0)
     model = toy.Model()

@@ -1,1 +1,1 @@
-"""The mixture under other people's trainers."""
+"""mixcore under existing trainers: one module a trainer; `settings` is what they share."""

@@ -19,7 +19,7 @@ def prepare_loader(
     *,
     num_workers: int = 0,
     prefetch_factor: int = 2,
-    end: int | None = None,
+    max_steps: int | None = None,
     **options: Any,
 ) -> Any:
     """The loader of a mixer, prepared by an Accelerator; do not prepare it again.
@@ -47,7 +47,8 @@ def prepare_loader(
         micro_batch_size: Samples of one rank at a time.
         num_workers: Of the loader.
         prefetch_factor: Of each of them.
-        end: Positions from here on are not fetched.
+        max_steps: Optimizer steps of the whole run, after which the loader ends; None: the loop
+            ends by itself.
         options: More of DataLoader's, such as collate_fn and pin_memory.
 
     Raises:
@@ -63,7 +64,7 @@ def prepare_loader(
         world_size=world_size,
         num_workers=num_workers,
         prefetch_factor=prefetch_factor,
-        end=end,
+        max_steps=max_steps,
         is_due=lambda: bool(accelerator.sync_gradients),
     )
     accelerator.register_for_checkpointing(_State(mixer, accelerator))

@@ -148,6 +148,8 @@ class DeepSpeedMixer(Mixer):
                 }
         super().__init__(ledger, datasets, method, **options)
         self.engine = engine
+        self.resizes = True
+        self._train_samples = settings.config.train_samples
         self._steps_seen = engine.global_steps
         self._counts = Sampler(ledger)
         self._logged_at = 0
@@ -160,7 +162,6 @@ class DeepSpeedMixer(Mixer):
             world_size=facts.data[1],
             num_workers=num_workers,
             prefetch_factor=prefetch_factor,
-            end=settings.config.train_samples,
             is_due=self._stepped,
             job=facts.job,
             observes=facts.observes,
@@ -198,6 +199,10 @@ class DeepSpeedMixer(Mixer):
             )
         self._steps_seen = steps
         return True
+
+    def end(self) -> int | None:
+        """First position after the run."""
+        return self._train_samples
 
     # A step ---------------------------------------------------------------------------------------
 

@@ -135,7 +135,7 @@ class MixTrainerMixin:
             world_size=args.world_size,
             num_workers=args.dataloader_num_workers,
             prefetch_factor=args.dataloader_prefetch_factor or 2,
-            end=self.mixer.ledger.position_of_step(args.max_steps),
+            max_steps=args.max_steps,
         )
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:

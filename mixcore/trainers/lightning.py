@@ -5,19 +5,36 @@ restores a data module and callbacks before it asks for the loader, and would re
 a distributed run by its own unless use_distributed_sampler=False.
 """
 
+import importlib
+import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mixcore.errors import ArgumentError, LedgerError
 from mixcore.trainers.loader import Batches
 from mixcore.trainers.mixer import Mixer
 
-try:
-    import lightning.pytorch as pl
-except ImportError as e:
+
+def _package() -> Any:
+    """The one of Lightning's two packages that the program uses; their classes do not mix."""
+    names = ["lightning.pytorch", "pytorch_lightning"]
+    if "pytorch_lightning" in sys.modules and "lightning.pytorch" not in sys.modules:
+        names.reverse()
+    for name in names:
+        try:
+            return importlib.import_module(name)
+        except ModuleNotFoundError as e:
+            if e.name is not None and e.name.partition(".")[0] != name.partition(".")[0]:
+                raise
     raise ImportError(
         "mixcore.trainers.lightning needs lightning: pip install 'mixcore[lightning]'"
-    ) from e
+    )
+
+
+if TYPE_CHECKING:
+    import lightning.pytorch as pl
+else:
+    pl = _package()
 
 
 class MixDataModule(pl.LightningDataModule):  # type: ignore[misc]
@@ -73,9 +90,7 @@ class MixDataModule(pl.LightningDataModule):  # type: ignore[misc]
             micro_batches=trainer.accumulate_grad_batches,
             rank=rank,
             world_size=world_size,
-            end=None
-            if trainer.max_steps < 0
-            else self.mixer.ledger.position_of_step(trainer.max_steps),
+            max_steps=None if trainer.max_steps < 0 else trainer.max_steps,
         )
 
     def train_dataloader(self) -> Any:

@@ -88,6 +88,7 @@ class Mixer:
         self.controller: Controller | None = None
         self.position = 0
         self._options = {"update_every": update_every, **controller_options}
+        self.resizes = False  # whether the trainer follows the ledger's batch sizes
         self.bound = False  # whether a trainer has said how it runs
         # Micro-batches since the last step; they count from the next one on, so that a state taken
         # between them is that of the last step.
@@ -106,7 +107,7 @@ class Mixer:
         world_size: int = 1,
         num_workers: int = 0,
         prefetch_factor: int = 2,
-        end: int | None = None,
+        max_steps: int | None = None,
         is_due: Callable[[], bool] | None = None,
         job: tuple[int, int] | None = None,
         observes: bool = True,
@@ -121,7 +122,7 @@ class Mixer:
             num_workers: Of the loader.
             prefetch_factor: Of each of them; the default lag covers what they fetch, and one
                 micro-batch that the trainer reads ahead.
-            end: Positions from here on are not fetched.
+            max_steps: Optimizer steps of the whole run; what comes after them is not fetched.
             is_due: Whether a call of `step` ends an optimizer step; None: each does.
             job: Rank and number of ranks of all of torch.distributed's, which decide together;
                 None: they are those that share a batch.
@@ -139,7 +140,9 @@ class Mixer:
         self._rank = integer("rank", rank, 0, world_size - 1)
         self._observes = observes
         job_rank, job_size = (rank, world_size) if job is None else job
-        self._end = None if end is None else integer("end", end, 0, MAX_POSITION)
+        if max_steps is not None:
+            integer("max_steps", max_steps, 0, MAX_POSITION)
+        self._max_steps = max_steps
         self._num_workers = integer("num_workers", num_workers, 0, MAX_BATCH)
         self._prefetch_factor = integer("prefetch_factor", prefetch_factor, 1, MAX_BATCH)
         self._is_due = is_due or self._is_due
@@ -192,6 +195,10 @@ class Mixer:
                 "MixDataModule first"
             )
 
+    def end(self) -> int | None:
+        """First position after the run, by the batch sizes that the ledger has now."""
+        return None if self._max_steps is None else self.ledger.position_of_step(self._max_steps)
+
     def micro_batches_left(self) -> Iterator[list[Key]]:
         """This rank's micro-batches, from what has been trained on; for the loader.
 
@@ -212,11 +219,11 @@ class Mixer:
             rank=self._rank,
             world_size=world_size,
             position=self.position,
-            end=self._end,
+            end=self.end(),
         )
         for keys in batches:
             first, size = self.ledger.batch_at(keys[0].position)
-            if size != wanted:
+            if size != wanted and not self.resizes:
                 raise ArgumentError(
                     f"the ledger's batch_size is {size} at position {first}, but a step of the "
                     f"trainer has {wanted} samples: micro_batch_size {micro} * {world_size} ranks "
@@ -317,12 +324,11 @@ class Mixer:
 
     @property
     def at_end(self) -> bool:
-        """Whether there is no further step: `end` is reached, or the caps of the domains are."""
+        """Whether there is no further step: the last one is done, or the domains are used up."""
         first, size = self.ledger.batch_at(self.position)
         capped = self.ledger.end(first + size)
-        return (self._end is not None and first + size > self._end) or (
-            capped is not None and capped[0] < first + size
-        )
+        ends = self.end(), None if capped is None else capped[0]
+        return any(end is not None and end < first + size for end in ends)
 
     # Saving ---------------------------------------------------------------------------------------
 
