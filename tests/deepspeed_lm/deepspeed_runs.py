@@ -25,6 +25,7 @@ class Rank:
 
     data: tuple[int, int]
     observes: bool
+    version: str
     steps: list[dict] = field(default_factory=list)
 
 
@@ -44,7 +45,7 @@ class Job:
             for line in path.read_text().splitlines():
                 entry = json.loads(line)
                 if "start" in entry:
-                    rank = Rank(tuple(entry["data"]), entry["observes"])
+                    rank = Rank(tuple(entry["data"]), entry["observes"], entry["version"])
                 else:
                     rank.steps.append(entry)
             found.append(rank)

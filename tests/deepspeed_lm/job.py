@@ -104,6 +104,7 @@ def main():
         mixer.load_checkpoint(str(folder / "checkpoint"))
     log = open(folder / f"rank{dist.get_rank()}.jsonl", "a", buffering=1)  # noqa: SIM115
     who = {"start": mixer.steps, "data": mixer._facts.data, "job": mixer._facts.job}
+    who["version"] = deepspeed.__version__
     log.write(json.dumps({**who, "observes": mixer._facts.observes}) + "\n")
 
     def done():
