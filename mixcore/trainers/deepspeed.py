@@ -342,8 +342,10 @@ class DeepSpeedMixer(Mixer):
             LedgerError: The checkpoint has no state of ours, or one of another moment.
         """
         path, client_state = self.engine.load_checkpoint(load_dir, tag=tag, **options)
-        if path is None:
-            return path, client_state
+        return path, client_state if path is None else self.take(path, client_state)
+
+    def take(self, path: str, client_state: Mapping[str, Any] | None) -> dict[str, Any]:
+        """Take our state out of what a checkpoint's client_state holds; returns the rest."""
         state = dict(client_state or {})
         if KEY not in state:
             raise LedgerError(
@@ -351,7 +353,7 @@ class DeepSpeedMixer(Mixer):
                 f"mixer.save_checkpoint, and what was trained on is unknown"
             )
         self.load_state_dict(state.pop(KEY))
-        return path, state
+        return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """As `Mixer.load_state_dict`; the engine must have loaded its own part.
@@ -396,3 +398,11 @@ def _names(datasets: Any, ledger: Ledger | None) -> Sequence[KnownDomain]:
         raise ArgumentTypeError(f"datasets must map names to datasets, got {datasets!r}")
     sizes = {n: len(d) if hasattr(d, "__len__") else None for n, d in datasets.items()}
     return [KnownDomain(name, size) for name, size in sizes.items()]
+
+
+if __name__ == "__main__":
+    import sys
+
+    from mixcore.trainers._deepspeed_launch import main
+
+    main(sys.argv[1:])

@@ -15,6 +15,7 @@ from mixcore._checks import MAX_BATCH, MAX_POSITION, integer, text
 from mixcore.batches import Key, MixBatchSampler
 from mixcore.controller import Controller
 from mixcore.dataset import MixDataset
+from mixcore.decider import OBSERVED
 from mixcore.errors import ArgumentError, ArgumentTypeError, LedgerError
 from mixcore.ledger import Ledger
 from mixcore.methods import method as build
@@ -257,7 +258,8 @@ class Mixer:
             )
         micro = self.observed * self._world_size + self._rank
         self._check_due(batch["position"], self.position + micro * self._micro_batch_size)
-        if self.controller is not None and (loss_sums is None or tokens is None):
+        if self._needs_losses and (loss_sums is None or tokens is None):
+            assert self.controller is not None
             raise ArgumentError(
                 f"loss_sums and tokens must be given to method {self.controller.method.name!r}"
             )
@@ -265,7 +267,14 @@ class Mixer:
 
     def hold(self, domains: Any, loss_sums: Any, tokens: Any) -> None:
         """Keep what a micro-batch showed until the step ends; for adapters."""
-        self._held.append((domains, _copied(loss_sums), _copied(tokens)))
+        if loss_sums is None or tokens is None:
+            self._held.append((domains, None, None))
+        else:
+            self._held.append((domains, _copied(loss_sums), _copied(tokens)))
+
+    @property
+    def _needs_losses(self) -> bool:
+        return self.controller is not None and bool({*self.controller.method.needs} & {*OBSERVED})
 
     def _check_due(self, positions: Any, due: int) -> None:
         micro = self._micro_batch_size
@@ -317,7 +326,8 @@ class Mixer:
         decided = None
         if self.controller is not None:
             for domains, loss_sums, tokens in held:
-                self.controller.observe(domains, loss_sums, tokens)
+                if loss_sums is not None:
+                    self.controller.observe(domains, loss_sums, tokens)
             decided = self.controller.step(first + size)
         self.position, self._held = first + size, []
         return decided

@@ -81,11 +81,13 @@ def launch(
     script=HERE / "job.py",
     deepspeed=None,
     code=0,
-    module=None,
+    before=(),
+    config_file=None,
     **config,
 ) -> Job:
     """Run a job through the launcher, to its end."""
-    path = config_of(folder, ranks=ranks, **config)
+    path = config_file or config_of(folder, ranks=ranks, **config)
+    folder.mkdir(parents=True, exist_ok=True)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -99,8 +101,8 @@ def launch(
     }
     command = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_accelerators", str(ranks)]
     command += ["--master_port", str(port)]
-    command += ["--module", module] if module else []
-    command += [str(script), "--out", str(folder), "--deepspeed", "--deepspeed_config", str(path)]
+    command += [str(script), *before, "--out", str(folder)]
+    command += ["--deepspeed", "--deepspeed_config", str(path)]
     process = subprocess.Popen(
         [*command, *map(str, flags)],
         env=environment,
