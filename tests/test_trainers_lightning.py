@@ -1,4 +1,3 @@
-import subprocess
 import sys
 from types import SimpleNamespace
 
@@ -166,19 +165,18 @@ def test_ranks_that_are_fed_otherwise_are_refused(sampler, said, message):
     assert not data.mixer.bound
 
 
-def imported(code):
-    lines = f"import sys; {code}\nfrom mixcore.trainers.lightning import MixCallback as C\n"
-    lines += "print(C.__mro__[1].__module__)"
-    done = subprocess.run([sys.executable, "-c", lines], capture_output=True, text=True, timeout=60)
-    return done.stdout.strip() or done.stderr
+def test_the_package_that_the_program_uses(monkeypatch):
+    from mixcore.trainers.lightning import _package
 
-
-def test_the_package_that_the_program_uses():
-    assert imported("import pytorch_lightning").startswith("pytorch_lightning.")
-    assert imported("pass").startswith("lightning.pytorch.")
-    assert imported("sys.modules['lightning'] = None").startswith("pytorch_lightning.")
-
-
-def test_without_lightning_the_extra_is_named():
-    code = "sys.modules['lightning'] = sys.modules['pytorch_lightning'] = None"
-    assert "pip install 'mixcore[lightning]'" in imported(code)
+    assert _package() is pl
+    both = SimpleNamespace()
+    monkeypatch.setitem(sys.modules, "pytorch_lightning", both)
+    assert _package() is pl
+    monkeypatch.setitem(sys.modules, "lightning.pytorch", None)  # not installed
+    assert _package() is both
+    monkeypatch.delitem(sys.modules, "lightning.pytorch")  # installed, not imported
+    assert _package() is both
+    monkeypatch.setitem(sys.modules, "lightning.pytorch", None)
+    monkeypatch.setitem(sys.modules, "pytorch_lightning", None)
+    with pytest.raises(ImportError, match=r"pip install 'mixcore\[lightning\]'"):
+        _package()

@@ -20,33 +20,38 @@ pytest.importorskip("lightning")
 FRAMEWORKS = ("huggingface", "accelerate", "lightning")
 
 frameworks = pytest.mark.parametrize("framework", FRAMEWORKS)
-with_torchdata = pytest.mark.parametrize("framework", [*FRAMEWORKS, "torchdata"])
 
 
-@with_torchdata
-def test_killed_on_two_ranks_resumed_on_one(framework, tmp_path):
-    """2 ranks x 2 workers x 2 micro-batches, SIGKILL; then 1 rank, 4 micro-batches, no worker."""
-    first = Run(framework, str(tmp_path), world_size=2, workers=2, micro_batches=2, kill_after=8)
-    assert launch(first) == [-signal.SIGKILL] * 2
-    second = replace(first, world_size=1, workers=0, micro_batches=4, resume=True, kill_after=None)
-    assert launch(second) == [0]
+@pytest.mark.parametrize("framework", [*FRAMEWORKS, "torchdata"])
+@pytest.mark.parametrize(
+    ("before", "after"),  # ranks, workers, micro-batches
+    [
+        ((2, 2, 2), (1, 0, 4)),
+        ((1, 2, 1), (2, 2, 4)),  # reads as far ahead as the lag of 5 allows, see below
+        ((2, 0, 4), (2, 2, 1)),
+        ((1, 0, 1), (2, 0, 2)),
+    ],
+)
+def test_killed_and_resumed_in_another_shape(framework, before, after, tmp_path):
+    names = ("world_size", "workers", "micro_batches")
+    shapes = [dict(zip(names, shape, strict=True)) for shape in (before, after)]
+    first = Run(framework, str(tmp_path), kill_after=8, **shapes[0])
+    assert launch(first) == [-signal.SIGKILL] * first.world_size
+    second = replace(first, kill_after=None, resume=True, **shapes[1])
+    assert launch(second) == [0] * second.world_size
     ledger = check(second, replayed=3)  # from step 5 on
     assert ledger.digest == truth(second).digest
     assert ledger.num_decisions == 7
 
 
-@with_torchdata
-def test_killed_on_one_rank_resumed_on_two(framework, tmp_path):
-    """1 rank, 2 workers, no accumulation, SIGKILL; then 2 ranks x 2 workers x 4 micro-batches.
-
-    The first reads as far ahead as the lag of 5 allows: 2 workers x 2 micro-batches, and one more.
-    """
-    first = Run(framework, str(tmp_path), workers=2, kill_after=11)
-    assert launch(first) == [-signal.SIGKILL]
-    second = replace(first, world_size=2, workers=2, micro_batches=4, resume=True, kill_after=None)
-    assert launch(second) == [0, 0]
-    ledger = check(second, replayed=1)
-    assert ledger.digest == truth(second).digest
+@frameworks
+def test_a_lag_shorter_than_what_is_read_ahead_is_refused(framework, tmp_path):
+    """2 workers x 2 micro-batches, and the one that each of these frameworks reads besides."""
+    run = Run(framework, str(tmp_path), workers=2, lag=4)
+    assert launch(run) == [1]
+    said = (tmp_path / "error.0").read_text()
+    assert said.startswith("lag_steps=4 is too short")
+    assert "this needs lag_steps >= 5" in said
 
 
 @frameworks
@@ -63,6 +68,7 @@ def test_resumed_equals_uninterrupted_to_the_bit(framework, tmp_path):
             framework,
             str(folder),
             world_size=2,
+            workers=2,
             micro_batches=2,
             lag=None,  # what the settings need, no more
             pure=False,

@@ -18,6 +18,13 @@ from mixcore.trainers.mixer import Mixer
 
 BATCH, SIZE, NUM, LENGTH, VOCABULARY = 16, 40, 4, 8, 32
 EVERY = 2  # steps between two decisions
+PRELOAD = [  # by the process that all others are forked from; what is not installed is left out
+    "mixcore.trainers.huggingface",
+    "mixcore.trainers.lightning",
+    "transformers.models.gpt2.modeling_gpt2",
+    "accelerate",
+    "torchdata.stateful_dataloader",
+]
 
 
 @dataclass(frozen=True)
@@ -97,7 +104,7 @@ def micro_batch_size(run):
 def launch(run, timeout=90):
     """All ranks of a run; the exit code of each."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["trainer_preload"])
+    context.set_forkserver_preload(PRELOAD)
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
@@ -131,7 +138,12 @@ def _life(run, rank, port):
 
     torch.set_num_threads(1)
     mixer = Recording(run, rank)
-    model = getattr(trainer_loops, run.framework)(run, mixer)
+    try:
+        model = getattr(trainer_loops, run.framework)(run, mixer)
+    except Exception as e:
+        with open(os.path.join(run.folder, f"error.{rank}"), "w") as f:
+            f.write(str(e))
+        raise
     torch.save(model.state_dict(), os.path.join(run.folder, f"model.{rank}.pt"))
     if rank == 0:
         mixer.ledger.save(os.path.join(run.folder, "ledger.jsonl"))
