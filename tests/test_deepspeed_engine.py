@@ -168,11 +168,37 @@ def test_flags_win_over_the_section(tmp_path):
         args_of("--mix-order", "random", "--mix-ledger", str(ledger)), engine, DATA
     )
     assert mixer.ledger.order == "random"
-    assert Ledger.load(ledger).digest == mixer.ledger.digest
     with pytest.raises(ArgumentError, match=r"batch_size is 8, but the trainer has 4"):
         mixed.initialize(args_of(), Engine(data_mixing={**SECTION, "batch_size": 8}), DATA)
     with pytest.raises(ArgumentError, match=r"wieghts"):
         mixed.initialize(args_of(), Engine(data_mixing={**SECTION, "wieghts": []}), DATA)
+
+
+def test_the_ledgers_file_over_a_crash(tmp_path):
+    """What was decided after the checkpoint is kept aside; the file goes on from the checkpoint."""
+    method = {"name": "odm", "update_every": 1, "lag_steps": 1, "warmup_steps": 0}
+    config = {"data_mixing": {**SECTION, "method": method}}
+    path = tmp_path / "ledger.json"
+    flags = args_of("--mix-ledger", str(path))
+    engine = Engine(**config)
+    loader, mixer = mixed.initialize(flags, engine, DATA)
+    batches = iter(loader)
+    run(engine, mixer, batches, 3)
+    mixer.save_checkpoint("folder", "t")
+    saved = Ledger.load(path)
+    assert saved.digest == mixer.ledger.digest
+    run(engine, mixer, batches, 3)  # lost with the crash
+    longer = path.read_bytes()
+    other = Engine(**config)
+    other.saved = engine.saved
+    loader, again = mixed.initialize(flags, other, DATA)
+    assert path.read_bytes() == longer  # nothing is touched before it is known what is gone on from
+    again.load_checkpoint("folder", "t")
+    assert Ledger.load(path).digest == saved.digest
+    (aside,) = tmp_path.glob("ledger.json.2*")
+    assert aside.read_bytes() == longer
+    run(other, again, iter(loader), 2)
+    assert Ledger.load(path).digest == again.ledger.digest
 
 
 def test_a_ledger_of_ones_own():

@@ -1,10 +1,13 @@
 """What a DeepSpeed engine says of the run, and what of it cannot be combined with a mixture."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mixcore.dataset import MixDataset
 from mixcore.errors import ArgumentError, ArgumentTypeError
+from mixcore.ledger import Ledger
+from mixcore.trainers.settings import KnownDomain
 
 
 @dataclass(frozen=True)
@@ -92,3 +95,27 @@ def check_engine(engine: Any) -> None:
         raise ArgumentError(
             "deepspeed.initialize must be called without training_data: the loader is made here"
         )
+
+
+def domains_of(datasets: Any, ledger: Ledger | None) -> Sequence[KnownDomain]:
+    """The domains that the trainer has."""
+    if isinstance(datasets, MixDataset) != (ledger is not None):
+        raise ArgumentError("ledger and a MixDataset must be given together, or neither")
+    if ledger is not None:
+        weights = ledger.weights_at(0)
+        both = zip(ledger.domains, weights.tolist(), strict=True)
+        return [KnownDomain(d.name, d.size, w) for d, w in both]
+    if not isinstance(datasets, Mapping):
+        raise ArgumentTypeError(f"datasets must map names to datasets, got {datasets!r}")
+    sizes = {n: len(d) if hasattr(d, "__len__") else None for n, d in datasets.items()}
+    return [KnownDomain(name, size) for name, size in sizes.items()]
+
+
+class Piped:
+    """A loader whose batches a PipelineModule can take."""
+
+    def __init__(self, loader: Any, pipe: Callable[[Any], Any]) -> None:
+        self.loader, self._pipe = loader, pipe
+
+    def __iter__(self) -> Any:
+        return (self._pipe(batch) for batch in self.loader)

@@ -16,22 +16,23 @@ Read against DeepSpeed 0.19.6 and 0.19.8: runtime/engine.py, runtime/pipe/engine
 """
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 from mixcore.controller import default_lag
 from mixcore.dataset import MixDataset
-from mixcore.errors import ArgumentError, ArgumentTypeError, LedgerError
+from mixcore.errors import ArgumentError, LedgerError
 from mixcore.guards import guards_from
 from mixcore.ledger import Ledger
 from mixcore.methods import method as build
 from mixcore.sampler import Sampler
-from mixcore.trainers._deepspeed_engine import check_engine, config_of, facts_of
+from mixcore.trainers._deepspeed_engine import Piped, check_engine, config_of, domains_of, facts_of
+from mixcore.trainers.ledger_file import attach
 from mixcore.trainers.loader import Collate
 from mixcore.trainers.mixer import Mixer
-from mixcore.trainers.settings import KnownDomain, Settings, load_settings
+from mixcore.trainers.settings import Settings, load_settings
 from mixcore.trainers.settings import add_arguments as add_arguments
 
 logger = logging.getLogger("mixcore")
@@ -80,7 +81,7 @@ def initialize(
     """
     check_engine(engine)
     facts = facts_of(engine)
-    names = _names(datasets, ledger)
+    names = domains_of(datasets, ledger)
     settings = load_settings(
         args,
         section=_section(engine),
@@ -90,8 +91,6 @@ def initialize(
     )
     if ledger is None:
         ledger = settings.config.ledger()
-    if facts.job[0] == 0 and settings.ledger_path is not None:
-        ledger.attach(settings.ledger_path)
     mixer = DeepSpeedMixer(engine, ledger, datasets, settings, num_workers, prefetch_factor)
     if engine_io:
         from mixcore.trainers._deepspeed_io import EngineDataset, Samples
@@ -110,7 +109,7 @@ def initialize(
     if facts.pipeline:
         if pipe is None:
             raise ArgumentError("pipe must be given under a PipelineEngine, got None")
-        return _Piped(loader, pipe), mixer
+        return Piped(loader, pipe), mixer
     return loader, mixer
 
 
@@ -149,6 +148,7 @@ class DeepSpeedMixer(Mixer):
         super().__init__(ledger, datasets, method, **options)
         self.engine = engine
         self.resizes = True
+        self._file = settings.ledger_path
         self._train_samples = settings.config.train_samples
         self._steps_seen = engine.global_steps
         self._counts = Sampler(ledger)
@@ -236,6 +236,7 @@ class DeepSpeedMixer(Mixer):
             LedgerError: The engine trained on other samples than the ledger's batch has; as
                 `Mixer.step`.
         """
+        self._attach()
         before = self.position
         window = None if self.controller is None else self.controller.window
         decided = super().step()
@@ -284,6 +285,12 @@ class DeepSpeedMixer(Mixer):
             author="mixcore.trainers.deepspeed",
             replace_future=True,
         )
+
+    def _attach(self) -> None:
+        """Begin to keep the ledger in its file: once it is known from where the run goes on."""
+        if self._file is not None and self._facts.job[0] == 0:
+            attach(self.ledger, self._file)
+        self._file = None
 
     def _match_batch_size(self) -> None:
         """Give the engine the batch size that is in force at the next step."""
@@ -367,37 +374,14 @@ class DeepSpeedMixer(Mixer):
                 f"has trained on {self.engine.global_samples} samples (global_samples)"
             )
         super().load_state_dict(state)
+        self._attach()
         self._steps_seen = self.engine.global_steps
         self._logged_at = self.position
         self._match_batch_size()
 
 
-class _Piped:
-    """A loader whose batches a PipelineModule can take."""
-
-    def __init__(self, loader: Any, pipe: Callable[[Any], Any]) -> None:
-        self.loader, self._pipe = loader, pipe
-
-    def __iter__(self) -> Any:
-        return (self._pipe(batch) for batch in self.loader)
-
-
 def _section(engine: Any) -> Any:
     return config_of(engine).get(SECTION)
-
-
-def _names(datasets: Any, ledger: Ledger | None) -> Sequence[KnownDomain]:
-    """The domains that the trainer has."""
-    if isinstance(datasets, MixDataset) != (ledger is not None):
-        raise ArgumentError("ledger and a MixDataset must be given together, or neither")
-    if ledger is not None:
-        weights = ledger.weights_at(0)
-        both = zip(ledger.domains, weights.tolist(), strict=True)
-        return [KnownDomain(d.name, d.size, w) for d, w in both]
-    if not isinstance(datasets, Mapping):
-        raise ArgumentTypeError(f"datasets must map names to datasets, got {datasets!r}")
-    sizes = {n: len(d) if hasattr(d, "__len__") else None for n, d in datasets.items()}
-    return [KnownDomain(name, size) for name, size in sizes.items()]
 
 
 if __name__ == "__main__":
