@@ -3,8 +3,6 @@
 import functools
 import json
 import logging
-import os
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ from mixcore.distributed import torch_broadcast, torch_reduce
 from mixcore.errors import ArgumentError, LedgerError
 from mixcore.methods.base import Method
 from mixcore.ranks import Ranks
+from mixcore.trainers.ledger_file import attach
 from mixcore.trainers.settings import FLAGS, Settings, add_arguments
 
 logger = logging.getLogger("megatron_patch")
@@ -313,13 +312,7 @@ def _attach(args: Any, run: Run) -> None:
         if not args.save:
             return
         path = Path(args.save) / "mixcore_ledger.json"
-    try:
-        run.ledger.attach(path)
-    except LedgerError as e:
-        aside = path.with_name(f"{path.name}.{time.strftime('%Y%m%d-%H%M%S')}.{os.getpid()}")
-        path.rename(aside)
-        logger.warning("%s; it was kept as %s", e, aside)
-        run.ledger.attach(path)
+    attach(run.ledger, path)
 
 
 def _decision_log(args: Any) -> Path | None:
