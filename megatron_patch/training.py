@@ -13,9 +13,12 @@ from megatron_patch import plan, state
 from megatron_patch.live import Live
 from megatron_patch.request import Request, request_from
 from megatron_patch.state import Run
-from mixcore import Controller, Ledger
+from mixcore import Controller, Ledger, method
+from mixcore.controller import OWN
+from mixcore.decider import OBSERVED
 from mixcore.distributed import torch_broadcast, torch_reduce
-from mixcore.errors import ArgumentError, LedgerError, MixcoreError
+from mixcore.errors import ArgumentError, LedgerError
+from mixcore.methods.base import Method
 from mixcore.ranks import Ranks
 from mixcore.trainers.settings import FLAGS, Settings, add_arguments
 
@@ -100,6 +103,17 @@ def wrap_check_checkpoint_args(original: Callable[..., Any]) -> Callable[..., An
     return check_checkpoint_args
 
 
+def wrap_pretrain(original: Callable[..., Any]) -> Callable[..., Any]:
+    """For `pretrain`: a run begins with it, a second one in the same process too (restarts)."""
+
+    @functools.wraps(original)
+    def pretrain(*args: Any, **kwargs: Any) -> Any:
+        state.end()
+        return original(*args, **kwargs)
+
+    return pretrain
+
+
 def wrap_data_loaders(original: Callable[..., Any]) -> Callable[..., Any]:
     """For `build_train_valid_test_data_loaders`: all ranks pass here, after a checkpoint is loaded.
 
@@ -134,7 +148,7 @@ def begin(args: Any) -> Run:
     if rank == 0:
         try:
             box[0] = _planned(args)
-        except (MixcoreError, OSError) as e:
+        except Exception as e:  # raised below, once the others know: they wait for this rank
             failure = e
             box[0] = f"{type(e).__name__}: {e}"
     dist.broadcast_object_list(box, src=0)
@@ -166,7 +180,8 @@ def _planned(args: Any) -> tuple[Request, Settings, bytes, dict[str, Any] | None
         return request, settings, plan.new_ledger(request, settings).to_bytes(), None
     resumed = _saved_state(saved, consumed)
     if resumed is None:
-        before = request_from(saved)
+        now = dict(zip(request.names, request.prefixes, strict=True))
+        before = request_from(saved, moved=now)
         ledger = plan.adopted_ledger(before, request, settings, consumed)
         logger.info("adopted a run of stock Megatron at %d samples", consumed)
         return request, settings, ledger.to_bytes(), None
@@ -218,10 +233,12 @@ def _live(args: Any, run: Run, ranks: Ranks) -> Live:
 
     data_parallel = mpu.get_data_parallel_rank(), mpu.get_data_parallel_world_size()
     controller = None
-    if _steers(run):
+    method = _dynamic_method(run)
+    if method is not None:
         controller = Controller.from_config(
             run.settings.config,
             run.ledger,
+            method=method,
             num_workers=args.num_workers,
             micro_batches=get_num_microbatches(),
             rank=ranks.rank,
@@ -244,14 +261,24 @@ def _live(args: Any, run: Run, ranks: Ranks) -> Live:
     )
 
 
-def _steers(run: Run) -> bool:
-    """Whether the configuration has a method that decides while the run goes on."""
-    from mixcore.methods import method
+def _dynamic_method(run: Run) -> Method | None:
+    """The method that decides while the run goes on, if the configuration has one.
 
+    Raises:
+        ArgumentError: It needs more than losses.
+    """
     wanted = run.settings.config.method
     if wanted is None:
-        return False
-    return method(wanted.name, domains=run.ledger.domains, **wanted.options).dynamic
+        return None
+    made = method(wanted.name, domains=run.ledger.domains, **wanted.options)
+    missing = [n for n in made.needs if n not in (*OBSERVED, *OWN)]
+    if missing:
+        raise ArgumentError(
+            f"method {wanted.name!r} needs {', '.join(missing)}; under Megatron there are losses, "
+            f"tokens and draws by domain, and nothing else: gradients by domain take micro-batches "
+            f"of one domain (mixcore.gradients, in a training loop of one's own)"
+        )
+    return made if made.dynamic else None
 
 
 def _lag(run: Run) -> dict[str, Any]:
