@@ -30,7 +30,8 @@ STATE = "mixcore_state"  # an attribute of Megatron's arguments, which every che
 
 def mixes(args: Any) -> bool:
     """Whether the arguments have a `--mix-*` flag."""
-    return any(getattr(args, name, None) is not None for name in ("mix_config", *FLAGS))
+    names = ("mix_config", "mix_method_option", *FLAGS)
+    return any(getattr(args, name, None) is not None for name in names)
 
 
 def wrap_add_arguments(original: Callable[..., Any]) -> Callable[..., Any]:
