@@ -16,8 +16,8 @@ which has none: the reading of the sizes, then one epoch of each.
 three functions, without what it writes into its cache; and its full cache. Patched:
 `megatron_patch.orders.one_epoch_arrays`.
 
-Documents have log-normal lengths; the `.bin` files are sparse. Three repeats take about ten minutes
-and 2 GB of disk.
+Documents have log-normal lengths; the `.bin` files are sparse. Three repeats take about three
+minutes and 1 GB of disk.
 """
 
 import argparse

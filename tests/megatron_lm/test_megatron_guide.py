@@ -1,5 +1,6 @@
 """docs/megatron.md: every command in it runs, in its order, on a small model on two ranks."""
 
+import csv
 import json
 import os
 import re
@@ -85,6 +86,16 @@ def test_no_command_is_left_out():
     parts = ("mix.yaml", "odm", "--mix-control", "control.new", "law", "stock", "explain", "own.py")
     assert [p for p in parts if block(p)] == list(parts)
     assert len(blocks("sh")) == len(parts)
+
+
+def test_the_table_is_the_measured_one():
+    rows = list(csv.DictReader((ROOT / "docs" / "megatron_change.csv").open()))
+    for way in {row["way"] for row in rows}:
+        mine = [row for row in rows if row["way"] == way]
+        assert [row["domain"] for row in mine] == ["0", "1", "2"]
+        repeated = " / ".join(row["repeated_percent"] for row in mine)
+        skipped = " / ".join(row["skipped"] for row in mine)
+        assert f"{way} | {repeated} % | {skipped} |" in GUIDE.replace("`", "")
 
 
 def test_start_and_resume(place):
