@@ -224,9 +224,9 @@ std::vector<Span> BalancedPlan::Spans(i64 start, i64 count) {
 
 std::vector<char> BalancedPlan::Flat(u64 serial) {
   const std::shared_lock lock(mutex_);
-  const auto found = std::lower_bound(
-      segments_.begin(), segments_.end(), serial,
-      [](const std::unique_ptr<Segment>& s, u64 x) { return s->serial < x; });
+  const auto found =
+      std::lower_bound(segments_.begin(), segments_.end(), serial,
+                       [](const std::unique_ptr<Segment>& s, u64 x) { return s->serial < x; });
   if (found == segments_.end() || (*found)->serial != serial) return {};
   const Segment& s = **found;
   return Flatten(s.tree, s.base, s.start, s.batch());

@@ -10,6 +10,7 @@ PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
 #else
   m.attr("sanitized") = false;
 #endif
+  m.attr("sources") = MIXCORE_SOURCES;
   mixcore::BindGrid(m);
   mixcore::BindMegatron(m);
   mixcore::BindPlan(m);

@@ -10,13 +10,13 @@
 
 namespace mixcore {
 
-inline FlatSegment SegmentOf(const py::array_t<std::uint8_t, py::array::c_style>& flat) {
+// The first bytes of a flat segment.
+inline FlatSegment HeadOf(const py::array_t<std::uint8_t, py::array::c_style>& flat) {
   FlatSegment segment;
   if (flat.size() < static_cast<py::ssize_t>(sizeof(segment))) {
-    throw ValueError("flat is no segment: it has " + std::to_string(flat.size()) + " bytes");
+    throw ValueError("this is no segment: it has " + std::to_string(flat.size()) + " bytes");
   }
   std::memcpy(&segment, flat.data(), sizeof(segment));
-  if (segment.bytes != flat.size()) throw ValueError("flat is no segment, or not all of one");
   return segment;
 }
 

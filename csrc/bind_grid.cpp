@@ -1,6 +1,7 @@
-// For tests: the bodies of the CUDA kernels, run on the CPU. The geometry of a launch (grid, block,
-// thread) is walked in plain loops; each block has shared memory of exactly the bytes asked for,
-// filled with a pattern, so that the sanitizer sees a wrong index and a test sees an unwritten value.
+// What a flat segment says of itself; and, for tests: the bodies of the CUDA kernels, run on the
+// CPU. The geometry of a launch (grid, block, thread) is walked in plain loops; each block has
+// shared memory of exactly the bytes asked for, filled with a pattern, so that the sanitizer sees a
+// wrong index and a test sees an unwritten value.
 #include <pybind11/stl.h>
 
 #include <algorithm>
@@ -38,6 +39,20 @@ const DomainView* ViewsOf(const Bytes& views) {
 
 const char* DataOf(const Bytes& flat) { return reinterpret_cast<const char*>(flat.data()); }
 
+// What stands at the beginning of a flat segment.
+py::dict Head(const Bytes& flat) {
+  const FlatSegment segment = HeadOf(flat);
+  py::dict d;
+  d["start"] = segment.start;
+  d["batch_size"] = segment.batch;
+  d["nodes"] = segment.nodes;
+  d["leaves"] = segment.leaves;
+  d["depth"] = segment.depth;
+  d["bytes"] = segment.bytes;
+  d["head_bytes"] = sizeof(FlatSegment);
+  return d;
+}
+
 // ((domain, draw, epoch, sample), strategy, tiles, bytes of shared memory) of positions
 // [first, first + count), counted from the segment's start.
 py::tuple Picks(const Bytes& flat, const Bytes& views, u64 order_key, i64 first, i64 count,
@@ -47,8 +62,8 @@ py::tuple Picks(const Bytes& flat, const Bytes& views, u64 order_key, i64 first,
   CheckRange("blocks", blocks, 1, 1 << 20);
   CheckRange("count", count, 1, kMaxPosition);
   Answer answer(count, mask);
-  const WindowJob job{SegmentOf(flat), DataOf(flat), ViewsOf(views), order_key,
-                      first,           count,        answer.fields};
+  const WindowJob job{HeadOf(flat), DataOf(flat), ViewsOf(views), order_key,
+                      first,        count,        answer.fields};
   const Tuning tuning = TuningOf(strategy, threads, blocks, shared);
   const Shape shape = ShapeOf(job, tuning, {limits.first, limits.second});
   if (shape.layout.bytes > limits.first) throw std::logic_error("a block has too little memory");
@@ -73,16 +88,16 @@ py::tuple AtPositions(const std::vector<Bytes>& flats, const Bytes& views, u64 o
   std::vector<i64> starts;
   std::vector<const char*> datas;
   for (const Bytes& flat : flats) {
-    starts.push_back(SegmentOf(flat).start);
+    starts.push_back(HeadOf(flat).start);
     datas.push_back(DataOf(flat));
   }
-  AtKernel kernel{{starts.data(), datas.data(), ViewsOf(views), order_key,
-                   static_cast<i64>(starts.size()), end, positions.data(), positions.size(),
-                   answer.fields},
-                  {},
-                  0};
+  AtKernel kernel{
+      {starts.data(), datas.data(), ViewsOf(views), order_key, static_cast<i64>(starts.size()), end,
+       positions.data(), positions.size(), answer.fields},
+      {},
+      0};
   if (flats.size() == 1) {
-    kernel.kept = KeepNodes(SegmentOf(flats[0]).nodes, shared, &kernel.layout);
+    kernel.kept = KeepNodes(HeadOf(flats[0]).nodes, shared, &kernel.layout);
   }
   RunOnHost(kernel, blocks, threads, kernel.layout.bytes, TurnOf(turn));
   return answer.Tuple();
@@ -92,6 +107,7 @@ py::tuple AtPositions(const std::vector<Bytes>& flats, const Bytes& views, u64 o
 
 void BindGrid(py::module_& m) {
   using py::arg;
+  m.def("flat_head", &Head, arg("flat"), "What a segment from Plan.flat() says of itself.");
   m.def("grid_picks", &Picks, arg("flat"), arg("views"), arg("order_key"), arg("first"),
         arg("count"), arg("mask"), arg("strategy"), arg("threads"), arg("blocks"), arg("shared"),
         arg("limits"), arg("turn"), "For tests: a window's CUDA kernel, walked on the CPU.");

@@ -133,8 +133,8 @@ struct EdgesKernel {
           SplitEdge(splits[first + i - k * width], edges + static_cast<i64>(k) * seg.leaves);
         });
       }
-      const bool whole = layout.domain >= 0 || layout.draw >= 0 || layout.epoch >= 0 ||
-                         layout.sample >= 0;
+      const bool whole =
+          layout.domain >= 0 || layout.draw >= 0 || layout.epoch >= 0 || layout.sample >= 0;
       if (whole) {
         block.ForEach(batches * static_cast<i32>(size), [&](i32 i) {
           const u32 k = batches == 1 ? 0 : seg.by_batch.Div(static_cast<u32>(i));

@@ -1,5 +1,5 @@
-// How a window becomes a launch: strategy, tiles, shared memory, blocks. Host only; the same for the
-// GPU and for the test that walks the geometry on the CPU.
+// How a window becomes a launch: strategy, tiles, shared memory, blocks. Host only; the same for
+// the GPU and for the test that walks the geometry on the CPU.
 #pragma once
 
 #include <algorithm>
@@ -24,9 +24,9 @@ struct Tuning {
   i64 shared = 0;  // aim for a block's shared memory, bytes
 };
 
-constexpr i32 kSlotsAim = 2048;   // slots a tile: enough work between two barriers
+constexpr i32 kSlotsAim = 2048;  // slots a tile: enough work between two barriers
 constexpr i64 kMostSlots = 1 << 15;
-constexpr i64 kPart = 8192;       // positions a tile, where batches are larger than a tile
+constexpr i64 kPart = 8192;  // positions a tile, where batches are larger than a tile
 
 struct Shape {
   Strategy strategy = Strategy::kWalk;
@@ -59,8 +59,8 @@ inline Layout EdgesLayout(const FlatSegment& seg, const Fields& out, i64 batches
 
 // Bytes before anything is laid out: no overflow, whatever the batch.
 inline i64 EdgesBytes(const FlatSegment& seg, const Fields& out, bool slots) {
-  const i64 slot = (out.domain ? 4 : 0) + (out.draw ? 8 : 0) + (out.epoch ? 8 : 0) +
-                   (out.sample ? 8 : 0);
+  const i64 slot =
+      (out.domain ? 4 : 0) + (out.draw ? 8 : 0) + (out.epoch ? 8 : 0) + (out.sample ? 8 : 0);
   return 64 + 16 + i64{16} * seg.leaves + (slots ? slot * seg.batch : 0);
 }
 
@@ -106,8 +106,8 @@ inline Shape ShapeOf(const WindowJob& job, const Tuning& tuning, const Limits& l
   t.parts = 1;
   t.batches = 1;
   if (slots) {
-    const i64 most = std::min(std::max<i64>(kSlotsAim / seg.batch, 1),
-                              t.last_batch - t.first_batch + 1);
+    const i64 most =
+        std::min(std::max<i64>(kSlotsAim / seg.batch, 1), t.last_batch - t.first_batch + 1);
     t.batches = static_cast<i32>(std::clamp<i64>(aim / with_slots, 1, most));
     t.span = static_cast<i32>(t.batches * seg.batch);
     t.count = (t.last_batch - t.first_batch) / t.batches + 1;
@@ -115,14 +115,14 @@ inline Shape ShapeOf(const WindowJob& job, const Tuning& tuning, const Limits& l
     t.span = static_cast<i32>(std::min(seg.batch, std::max(kPart, i64{4} * seg.leaves)));
     t.parts = (seg.batch - 1) / t.span + 1;
     t.first_part = job.first % seg.batch / t.span;
-    t.count = (t.last_batch - t.first_batch) * t.parts + last % seg.batch / t.span -
-              t.first_part + 1;
+    t.count =
+        (t.last_batch - t.first_batch) * t.parts + last % seg.batch / t.span - t.first_part + 1;
   }
   shape.layout = EdgesLayout(seg, job.out, t.batches, slots);
   // The nodes too, if two blocks still fit side by side.
   const i64 splits = i64{seg.nodes} * static_cast<i64>(sizeof(Split)) + 16;
-  const i64 room = std::min(limits.shared, tuning.shared > 0 ? tuning.shared
-                                                             : limits.shared_unit / 2 - 1024);
+  const i64 room =
+      std::min(limits.shared, tuning.shared > 0 ? tuning.shared : limits.shared_unit / 2 - 1024);
   if (seg.nodes > 0 && shape.layout.bytes + splits <= room) {
     shape.layout.splits = Take<Split>(seg.nodes, &shape.layout);
   }

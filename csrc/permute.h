@@ -100,8 +100,7 @@ MIXCORE_HD X Permute(const Radix& radix, const RoundKeys& keys, X x) {
   do {
     const X hi = radix.by_a.Div(x);
     const u32 lo = static_cast<u32>(x - hi * radix.a);
-    x = static_cast<X>(
-        Network(radix.a, radix.b, radix.rounds, keys, static_cast<u32>(hi), lo));
+    x = static_cast<X>(Network(radix.a, radix.b, radix.rounds, keys, static_cast<u32>(hi), lo));
   } while (x >= radix.n);
   return x;
 }
