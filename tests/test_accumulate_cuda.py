@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from no_sync import NoSync, Waits
+from no_sync import NoSync, Waits, aten
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mixcore.accumulate import PENDING, Accumulator
@@ -43,14 +43,14 @@ def test_table_is_what_waits():
         lambda x: bool(x.any()),
         lambda x: x.cpu(),
         lambda x: x.to("cpu", non_blocking=True),
-        lambda x: x.nonzero(),
-        lambda x: x[x > 0],
+        lambda x: aten.nonzero(x),
+        lambda x: aten.index(x, [x > 0]),
         lambda x: torch.masked_select(x, x > 0),
         lambda x: torch.unique(x),
         lambda x: torch.equal(x, x),
         lambda x: torch.empty(8).copy_(x),
-        lambda x: torch.ones(8).to("cuda"),
-        lambda x: x.copy_(torch.ones(8)),
+        lambda x: aten._to_copy(torch.ones(8), device="cuda"),
+        lambda x: aten.copy_(x, torch.ones(8)),
     ],
 )
 def test_the_watch_sees_what_waits(wait):
