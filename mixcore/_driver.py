@@ -1,4 +1,4 @@
-"""What the NVIDIA driver says, asked directly: works without the CUDA extension and without torch."""
+"""What the NVIDIA driver says, asked directly: needs neither the CUDA extension nor torch."""
 
 import ctypes
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Driver:
-    """The driver: newest CUDA that it knows (13000 is 13.0; 0: no driver), its GPUs, or why none."""
+    """Newest CUDA that the driver knows (13000 is 13.0; 0: no driver), its GPUs, or why none."""
 
     version: int
     gpus: tuple[Gpu, ...]

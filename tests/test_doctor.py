@@ -1,4 +1,4 @@
-"""`mixcore doctor`, and the reasons why there is no GPU sampler: each named, each with its remedy."""
+"""`mixcore doctor`, and why there is no GPU sampler: each reason named, with its remedy."""
 
 import sys
 from types import ModuleType

@@ -15,11 +15,14 @@ def examine() -> dict[str, Any]:
     """The facts, in JSON's types. `reason` and `remedy` are None where `device="cuda"` works."""
     driver = _driver.probe()
     cuda = gpu.extension()
-    built = not isinstance(cuda, gpu.Trouble)
-    found = gpu.trouble()
-    if found is not None and not driver.gpus and built:
-        found = gpu.Trouble(driver.why or found.reason, found.remedy)
-    found = found or gpu.torch_trouble()
+    extension: dict[str, Any] = {"path": None, "archs": [], "ptx": None, "built_with": None}
+    if not isinstance(cuda, gpu.Trouble):
+        archs = cuda.archs.split(",")
+        built_with = gpu.shown(cuda.runtime_version())
+        extension = {
+            "path": cuda.__file__, "archs": archs, "ptx": archs[-1], "built_with": built_with
+        }  # fmt: skip
+    found = gpu.trouble() or gpu.torch_trouble()
     remedy = found.remedy if found else ""
     if remedy == gpu.BUILD:
         remedy = _build_command(bool(driver.gpus))
@@ -27,12 +30,7 @@ def examine() -> dict[str, Any]:
         "mixcore": mixcore.__version__,
         "python": platform.python_version(),
         "core": {"path": _core.__file__, "sources": _core.sources},
-        "cuda": {
-            "path": getattr(cuda, "__file__", None),
-            "archs": cuda.archs.split(",") if built else [],
-            "ptx": cuda.archs.split(",")[-1] if built else None,
-            "built_with": gpu.shown(cuda.runtime_version()) if built else None,
-        },
+        "cuda": extension,
         "driver": {
             "cuda": gpu.shown(driver.version) if driver.version else None,
             "gpus": [{"name": g.name, "capability": g.arch} for g in driver.gpus],
