@@ -6,9 +6,9 @@ STAMP := $(VENV)/.installed
 SOURCES := $(wildcard csrc/*.cpp csrc/*.h csrc/*.cu)
 SANITIZED := build/sanitized
 NATIVE_TESTS := $(addprefix tests/test_,philox.py permute.py shares.py reference.py sampler.py caps.py checkpoints.py plan.py batches.py \
-	ledger.py journal.py megatron_arrays.py promises.py)
+	ledger.py journal.py megatron_arrays.py promises.py grid.py)
 
-.PHONY: all test demo lint format sanitize bench clean
+.PHONY: all test demo lint format sanitize bench gpu clean
 
 all: $(STAMP)
 
@@ -49,6 +49,10 @@ sanitize: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python bench/run.py
 	$(BIN)/python bench/controller.py
+
+# On a machine with an NVIDIA GPU, a torch with CUDA and nvcc: build, tests, sanitizer, bench.
+gpu:
+	PYTHON=$(PYTHON) tools/gpu_session.sh
 
 clean:
 	rm -rf $(VENV) build demo-out demo-out-* *.egg-info mixcore/*.so

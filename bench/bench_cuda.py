@@ -3,9 +3,9 @@
     python bench/bench_cuda.py                    the table: 10^9 picks, 10^6 random positions
     python bench/bench_cuda.py --strategies       both ways through the tree, to settle the default
 
-Each figure is the median of timings between two CUDA events, after an unmeasured call; in the same
-run, by turns, one CPU thread on a hundredth of the work and a device-to-device copy that writes the
-same bytes. Without a GPU it says "not measured" and writes nothing.
+Each figure is the median of timings between two CUDA events, after an unmeasured call; by turns with
+it one CPU thread on a hundredth of the work, and right after it (both together would not fit) a
+device-to-device copy that writes the same bytes. Without a GPU it says "not measured" and writes nothing.
 """
 
 import argparse
@@ -66,10 +66,20 @@ def by_turns(functions: list[Callable[[], float]], repeats: int) -> list[list[fl
     return [list(column) for column in zip(*turns, strict=True)]
 
 
-def picks(repeats: int) -> Iterator[dict[str, object]]:
-    """10^9 picks at once, beside one CPU thread and a copy of the same bytes."""
+def copies(size: int, repeats: int) -> list[float]:
+    """Milliseconds of device-to-device copies that write so many bytes."""
     import torch
 
+    source = torch.empty(size, dtype=torch.uint8, device="cuda").random_()
+    target = torch.empty_like(source)
+    taken = by_turns([lambda: on_gpu(lambda: target.copy_(source))], repeats)[0]
+    del source, target
+    torch.cuda.empty_cache()
+    return taken
+
+
+def picks(repeats: int) -> Iterator[dict[str, object]]:
+    """10^9 picks at once, beside one CPU thread and a copy of the same bytes."""
     for domains in DOMAINS:
         sampler = mixcore.Sampler(ledger_of(domains))
         for name, (mask, size, must, aim) in MASKS.items():
@@ -85,11 +95,7 @@ def picks(repeats: int) -> Iterator[dict[str, object]]:
             ours, cpu = by_turns([lambda: on_gpu(there), lambda: on_cpu(here) * CPU_PART], repeats)
             measure = f"cuda picks, 10^9, {name}"
             yield row(measure, domains, ours, "one CPU thread", cpu, must, aim)
-            source = torch.empty(PICKS * size, dtype=torch.uint8, device="cuda").random_()
-            target = torch.empty_like(source)
-            copy = by_turns([lambda: on_gpu(lambda: target.copy_(source))], repeats)[0]  # noqa: B023
-            del source, target
-            torch.cuda.empty_cache()
+            copy = copies(PICKS * size, repeats)
             measure = f"{measure}, against a copy"
             yield row(measure, domains, ours, "device-to-device copy", copy, must, aim)
 

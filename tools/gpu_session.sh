@@ -31,11 +31,7 @@ build() {
     MIXCORE_CUDA=1 MIXCORE_CUDA_ARCHS="$arch" "$PYTHON" setup.py -q build_ext --inplace
     "$PYTHON" -c "import mixcore; assert mixcore.cuda_available(), mixcore.gpu.trouble()"
 }
-gpu_tests() {  # a skipped test is a failure here
-    MIXCORE_REQUIRE_GPU=1 "$PYTHON" -m pytest -p no:cacheprovider -q -x -m gpu "$@" \
-        tests/test_sampler_cuda.py
-}
-tests() {
+tests() {  # a skipped test is a failure here
     MIXCORE_REQUIRE_GPU=1 "$PYTHON" -m pytest -p no:cacheprovider -q -m gpu \
         tests/test_sampler_cuda.py tests/test_accumulate_cuda.py tests/test_accumulate.py
     "$PYTHON" -m pytest -p no:cacheprovider -q tests/test_grid.py
