@@ -8,7 +8,10 @@ SANITIZED := build/sanitized
 NATIVE_TESTS := $(addprefix tests/test_,philox.py permute.py shares.py reference.py sampler.py caps.py checkpoints.py plan.py batches.py \
 	ledger.py journal.py megatron_arrays.py promises.py grid.py)
 
-.PHONY: all test demo lint format sanitize bench gpu clean
+# The Megatrons that the tests run, in folders of their own: they must not come with a torch.
+MEGATRONS := build/megatron-core-0.19.2/.installed build/megatron-core-0.16.1/.installed
+
+.PHONY: all test megatron demo lint format sanitize bench gpu clean
 
 all: $(STAMP)
 
@@ -18,8 +21,20 @@ $(STAMP): pyproject.toml setup.py constraints.txt $(SOURCES)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $(STAMP)
 
-test: $(STAMP)
+test: $(STAMP) megatron
 	$(BIN)/pytest
+
+megatron: $(MEGATRONS)
+
+# From 0.17 on megatron-core asks for Python 3.12; it is built from source here, and works with 3.11.
+# A package has no Makefile for the helpers that it has compiled already; Megatron runs make there.
+build/megatron-core-%/.installed: | $(STAMP)
+	rm -rf $(@D)
+	$(BIN)/pip install --quiet --no-deps --ignore-requires-python --no-build-isolation \
+		--target $(@D) megatron-core==$*
+	ls $(@D)/megatron/core/datasets/helpers_cpp.*.so
+	test -e $(@D)/megatron/core/datasets/Makefile || echo default: > $(@D)/megatron/core/datasets/Makefile
+	@touch $@
 
 # `make demo METHOD=odm` lets a method steer the run, into demo-out-odm/.
 demo: $(STAMP)

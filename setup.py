@@ -9,6 +9,7 @@ Switches, read from the environment:
 
 import os
 import runpy
+import shutil
 from glob import glob
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +17,7 @@ from types import SimpleNamespace
 from pybind11.setup_helpers import ParallelCompile, Pybind11Extension
 from setuptools import setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
 CUDA = SimpleNamespace(**runpy.run_path("mixcore/_cuda_build.py"))
 SANITIZE = os.environ.get("MIXCORE_SANITIZE", "0") == "1"
@@ -61,6 +63,19 @@ class BuildExt(build_ext):
         return str(target)
 
 
+class BuildPy(build_py):
+    """build_py that packs what `mixcore build-cuda` compiles."""
+
+    def run(self):
+        super().run()
+        if self.editable_mode:
+            return
+        target = Path(self.build_lib, "mixcore/_csrc")
+        target.mkdir(parents=True, exist_ok=True)
+        for source in [*HEADERS, *CUDA_SOURCES, "csrc/flat.cpp"]:
+            shutil.copy(source, target)
+
+
 NVCC = wanted_nvcc()
 core_sources = sorted(s for s in glob("csrc/*.cpp") if s not in CUDA_SOURCES)
 macros = [("MIXCORE_SOURCES", f'"{CUDA.sources_digest(Path("csrc"))}"')]
@@ -75,4 +90,4 @@ if NVCC:
     )
 
 ParallelCompile("MIXCORE_JOBS", default=0).install()
-setup(ext_modules=extensions, cmdclass={"build_ext": BuildExt})
+setup(ext_modules=extensions, cmdclass={"build_ext": BuildExt, "build_py": BuildPy})
