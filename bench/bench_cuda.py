@@ -3,9 +3,10 @@
     python bench/bench_cuda.py                    the table: 10^9 picks, 10^6 random positions
     python bench/bench_cuda.py --strategies       both ways through the tree, to settle the default
 
-Each figure is the median of timings between two CUDA events, after an unmeasured call; by turns with
-it one CPU thread on a hundredth of the work, and right after it (both together would not fit) a
-device-to-device copy that writes the same bytes. Without a GPU it says "not measured" and writes nothing.
+Each figure is the median of timings between two CUDA events, after an unmeasured call; by turns
+with it one CPU thread on a hundredth of the work, and right after it (both together would not fit)
+a device-to-device copy that writes the same bytes. Without a GPU it says "not measured" and writes
+nothing.
 """
 
 import argparse
@@ -72,10 +73,7 @@ def copies(size: int, repeats: int) -> list[float]:
 
     source = torch.empty(size, dtype=torch.uint8, device="cuda").random_()
     target = torch.empty_like(source)
-    taken = by_turns([lambda: on_gpu(lambda: target.copy_(source))], repeats)[0]
-    del source, target
-    torch.cuda.empty_cache()
-    return taken
+    return by_turns([lambda: on_gpu(lambda: target.copy_(source))], repeats)[0]
 
 
 def picks(repeats: int) -> Iterator[dict[str, object]]:
