@@ -78,6 +78,8 @@ def copies(size: int, repeats: int) -> list[float]:
 
 def picks(repeats: int) -> Iterator[dict[str, object]]:
     """10^9 picks at once, beside one CPU thread and a copy of the same bytes."""
+    import torch
+
     for domains in DOMAINS:
         sampler = mixcore.Sampler(ledger_of(domains))
         for name, (mask, size, must, aim) in MASKS.items():
@@ -94,6 +96,7 @@ def picks(repeats: int) -> Iterator[dict[str, object]]:
             measure = f"cuda picks, 10^9, {name}"
             yield row(measure, domains, ours, "one CPU thread", cpu, must, aim)
             copy = copies(PICKS * size, repeats)
+            torch.cuda.empty_cache()
             measure = f"{measure}, against a copy"
             yield row(measure, domains, ours, "device-to-device copy", copy, must, aim)
 
