@@ -9,9 +9,9 @@
 //          neighbouring threads look at the same leaf, and the in-batch permutation only fetches
 //          the finished slot; where they do not ("search"), each position searches.
 //
-// Integer instructions a pick, counted by hand for batches of 1,024: walk about 160 (keys and
-// permutation of the batch) + 36 a level; slots about 155 at 32 leaves and 290 at 2,048. Epoch and
-// sample add about 200. Which is faster where is for bench/bench_cuda.py to say.
+// Integer instructions a pick, estimated from this source for batches of 1,024: walk about 160
+// (keys and permutation of the batch) + 36 a level; slots about 155 at 32 leaves and 290 at 2,048.
+// Epoch and sample add about 200. Which is faster where is for bench/bench_cuda.py to say.
 #pragma once
 
 #include "flat.h"
