@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 import mixcore
-from mixcore.cli import bench, explain, fit, methods, plan, transfer
+from mixcore.cli import bench, build_cuda, doctor, explain, fit, methods, plan, transfer
 from mixcore.errors import MixcoreError
 
 MISTAKE = 2  # exit code of a user's mistake
@@ -65,5 +65,9 @@ def main(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
+<<<<<<< HEAD
 for _module in (plan, explain, methods, fit, transfer, bench):
+=======
+for _module in (plan, explain, methods, bench, build_cuda, doctor):
+>>>>>>> cuda
     main.add_command(_module.command)
