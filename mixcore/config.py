@@ -12,6 +12,7 @@ from mixcore._problems import Problems, closest, shown, whole_number
 from mixcore._yaml import parse
 from mixcore.domains import Domain
 from mixcore.errors import ArgumentError, ArgumentTypeError, MixcoreError
+from mixcore.groups import Groups, Tree
 from mixcore.ledger import ON_CAP, ORDERS, Ledger
 from mixcore.schedule import KINDS, UNITS, Schedule, resolve, schedule_from
 
@@ -76,6 +77,7 @@ class Config:
         weights: One per domain, or None if the schedule begins at 0.
         batch_size: Samples a step.
         train_samples: Length of the run in samples, or None.
+        groups: Where `domains` are nested: which ratios are fixed. Weights above are the domains'.
     """
 
     file: Path
@@ -91,6 +93,7 @@ class Config:
     schedule: Schedule | None = None
     method: MethodConfig | None = None
     guards: Guards = field(default_factory=Guards)
+    groups: Groups | None = None
 
     def ledger(self) -> Ledger:
         """A new ledger that begins the run described here."""
@@ -155,17 +158,22 @@ def _config(check: Problems, value: object, file: Path) -> Config | None:
     tokens, order = rest.get("tokens_per_sample"), rest.get("order", "balanced")
     entries = check.sequence("domains", body["domains"]) if body.get("domains") is not None else []
     read = _Domains(check, file.parent, tokens, order)
-    for i, entry in enumerate(entries):
-        read.add(f"domains[{i}]", entry)
+    tree = Tree(check, entries)
+    for path, entry in tree.leaves:
+        read.add(path, entry)
+    rest["groups"] = tree.groups(read.domains, read.weights)
     if body.get("schedule") is not None:
-        rest["schedule"] = _schedule(check, body["schedule"], read.names, tokens, order)
-    weights = _weights(check, read.weights, body.get("schedule") is not None, rest.get("schedule"))
+        rest["schedule"] = _schedule(check, body["schedule"], read.names, tokens, order, tree)
+    given = tree.given(read.weights)
+    weights = _weights(check, given, body.get("schedule") is not None, rest.get("schedule"))
     if body.get("method") is not None:
         rest["method"] = _method(check, body["method"])
     if body.get("guards") is not None:
-        rest["guards"] = _guards(check, body["guards"], len(entries))
+        rest["guards"] = _guards(check, body["guards"], len(tree.leaves))
     if check.found:
         return None
+    if weights is not None and rest["groups"] is not None:
+        weights = tuple(rest["groups"].expand(weights).tolist())
     return Config(file, tuple(read.domains), tuple(read.paths), weights, **rest)
 
 
@@ -250,23 +258,9 @@ class _Domains:
         if self.tokens is None:
             self.check.add(path, f"{path} needs tokens_per_sample, the length of a sample")
             return prefix, None
-        return prefix, self.check.call(path, _num_samples, prefix, self.tokens)
+        from mixcore.views import num_samples  # configurations without files need none of it
 
-
-def _num_samples(path: str, prefix: Path, tokens_per_sample: int) -> int:
-    """Samples per epoch as mixcore.gpt_dataset counts them: neighbours share one token."""
-    from mixcore.indexed import IndexedReader  # here: configurations without files need none of it
-
-    try:
-        tokens = IndexedReader(prefix, verify=False).num_tokens
-    except (MixcoreError, OSError) as e:
-        raise ArgumentError(f"{path}: {e}") from None
-    size = (tokens - 1) // tokens_per_sample
-    if size < 1:
-        raise ArgumentError(
-            f"{path}: {prefix} has {tokens} tokens, not one sample of {tokens_per_sample} + 1"
-        )
-    return size
+        return prefix, self.check.call(path, num_samples, prefix, self.tokens)
 
 
 def _domain(path: str, name: str, size: int | None, max_epochs: Any) -> Domain:
@@ -301,6 +295,7 @@ def _schedule(
     names: list[str] | None,
     tokens_per_sample: int | None,
     order: str | None,
+    tree: Tree,
 ) -> Schedule | None:
     before = len(check.found)
     if not isinstance(value, list):
@@ -317,9 +312,13 @@ def _schedule(
         body["every"] = check.call("schedule.every", whole_number, body["every"], 1, MAX_BATCH)
     where = "schedule.points" if isinstance(value, dict) else "schedule"
     points = check.sequence(where, body.get("points"))
-    body["points"] = [_point(check, f"{where}[{i}]", p, names) for i, p in enumerate(points)]
+    tops = names if names is None else tree.names
+    body["points"] = [_point(check, f"{where}[{i}]", p, tops) for i, p in enumerate(points)]
     if len(check.found) > before or names is None:
         return None
+    for point in body["points"]:
+        if point.get("weights") is not None:
+            point["weights"] = tree.expand(point["weights"])
 
     def made(path: str) -> Schedule:
         try:
