@@ -96,6 +96,10 @@ class Groups:
         result: Floats = per_domain("weights", weights, self.domains)[self.of] * self.ratio
         return result
 
+    def sums(self, values: Sequence[float]) -> Floats:
+        """Values of the domains, added up in each group: float64[groups]."""
+        return self._sum(np.asarray(values, np.float64))
+
     def method(self, name: str, **options: Any) -> "GroupedMethod":
         """A method that chooses between the groups; options are per group where they are lists."""
         return GroupedMethod(build(name, domains=self.domains, **options), self)
