@@ -37,7 +37,8 @@ import json, os, sys, time
 from mixcore.config import load_config
 w = load_config(sys.argv[1]).weights
 time.sleep(float(os.environ.get("PAUSE", 0)))
-json.dump({"loss": {"val": 2 + (w[0] - 0.5) ** 2}, "tokens": 100, "params": 7}, open(sys.argv[2], "w"))
+found = {"loss": {"val": 2 + (w[0] - 0.5) ** 2}, "tokens": 100, "params": 7}
+json.dump(found, open(sys.argv[2], "w"))
 """
 
 

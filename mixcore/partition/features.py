@@ -6,7 +6,7 @@ scikit-learn's.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,17 +76,23 @@ class TokenFeatures:
             corpora: Where the documents are.
             rows: [n, 2], number of the corpus and of the document in it.
         """
+        return self.count_rows(
+            [first_tokens(corpora[c], document, self.max_tokens) for c, document in rows.tolist()]
+        )
+
+    def count_rows(self, texts: Iterable[npt.NDArray[Any]]) -> Any:
+        """Sparse counts of token arrays, one row each."""
         from scipy.sparse import csr_array
 
         found, ends = [], [0]
-        for c, document in rows.tolist():
-            hashed = self._hashed(first_tokens(corpora[c], document, self.max_tokens))
+        for text in texts:
+            hashed = self._hashed(text)
             found.append(hashed)
             ends.append(ends[-1] + len(hashed))
         columns = np.concatenate(found) if found else np.empty(0, np.int64)
         matrix = csr_array(
             (np.ones(len(columns), np.float32), columns, np.array(ends)),
-            shape=(len(rows), self.buckets),
+            shape=(len(found), self.buckets),
         )
         matrix.sum_duplicates()
         return matrix
