@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 import mixcore
-from mixcore.cli import bench, explain, inverse, methods, partition, plan, sweep
+from mixcore.cli import bench, explain, inverse, methods, partition, pipeline, plan, report, sweep
 from mixcore.errors import MixcoreError
 
 MISTAKE = 2  # exit code of a user's mistake
@@ -65,5 +65,5 @@ def main(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
-for _module in (plan, explain, sweep, partition, inverse, methods, bench):
+for _module in (plan, explain, sweep, partition, inverse, pipeline, report, methods, bench):
     main.add_command(_module.command)
