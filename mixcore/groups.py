@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mixcore import _checks
+from mixcore._config_domains import Entry
 from mixcore._problems import Problems, shown
 from mixcore.domains import Domain
 from mixcore.errors import ArgumentError
@@ -262,10 +263,20 @@ class Tree:
         """Of the outermost entries."""
         return [name for _, name in self._tops]
 
-    def given(self, leaves: Mapping[str, float | None]) -> dict[str, float | None]:
-        """The weights of the outermost entries by path, from those of the leaves and the groups."""
-        known = [p for p, _ in self._tops if p in self._weights or p in leaves]
-        return {path: self._weight(path, leaves) for path in known}
+    def tops(self, entries: Sequence[Entry]) -> list[Entry]:
+        """The outermost entries with their weights, from those of all domains."""
+        if not self.nested:
+            return list(entries)
+        leaves = {e.path: e for e in entries}
+        weights = {e.path: e.weight for e in entries}
+        made = []
+        for path, name in self._tops:
+            if path in leaves:
+                made.append(leaves[path])
+            elif path in self._weights:
+                weight = self._weight(path, weights)
+                made.append(Entry(path, Domain(name, None), None, weight, weight is not None))
+        return made
 
     def _weight(self, path: str, leaves: Mapping[str, float | None]) -> float | None:
         if path not in self._weights:
@@ -276,20 +287,23 @@ class Tree:
         number = self.check.call(f"{path}.weight", _checks._number, value)
         return 0.0 if number is None else number  # reported; not missing
 
-    def groups(
-        self, members: Sequence[Domain], leaves: Mapping[str, float | None]
-    ) -> Groups | None:
+    def groups(self, entries: Sequence[Entry], brought: bool = False) -> Groups | None:
         """The groups; None if there are none, or something in them is wrong (and reported).
 
         Args:
-            members: The domains, one a leaf.
-            leaves: Path -> weight of each leaf, as given.
+            entries: The domains, one a leaf.
+            brought: The trainer brings domains of its own.
         """
+        if self.nested and brought:
+            rule = "groups need domains that are all in this file, but the trainer brings its own"
+            self.check.add("domains", f"domains: {rule}")
         if self.nested and len(set(self.names)) < len(self._tops):
             twice = next(n for n in self.names if self.names.count(n) > 1)
             self.check.add("domains", f"domains: two of the outermost entries are named {twice!r}")
+        members = [e.domain for e in entries if e.domain is not None]
         if not self.nested or self.check.found or len(members) != len(self.leaves):
             return None
+        leaves = {e.path: e.weight for e in entries}
         below: dict[str, dict[str, int]] = {}  # group -> its members and their sizes, 0: no size
         for (leaf, _), d, above in zip(self.leaves, members, self._above, strict=True):
             for group, member in pairwise((*above, leaf)):

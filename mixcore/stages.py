@@ -21,8 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from mixcore import costs
-from mixcore._problems import Problems
-from mixcore._yaml import parse
+from mixcore._layers import file_layer, merge
 from mixcore.config import Config, load_config
 from mixcore.domains import Domain
 from mixcore.errors import ArgumentError, LedgerError
@@ -75,9 +74,8 @@ def load_pipeline(path: str | os.PathLike[str]) -> Pipeline:
         ArgumentError: A wrong key or value, or stages that do not fit together.
     """
     file = Path(path)
-    value, lines, twice = parse(file.read_bytes(), str(file))
-    check = Problems(lines, twice)
-    body = check.mapping("", value, ("stages", "params")) or {}
+    merged, check, _ = merge([file_layer(file)])
+    body = check.mapping("", merged, ("stages", "params")) or {}
     entries = check.sequence("stages", body.get("stages")) if body else []
     stages: list[Stage] = []
     for i, entry in enumerate(entries):
@@ -95,10 +93,7 @@ def load_pipeline(path: str | os.PathLike[str]) -> Pipeline:
     params = body.get("params")
     if params is not None:
         params = check.call("params", lambda p: number(p, params, 0, above=True))
-    if check.found:
-        raise ArgumentError(
-            f"{file}: " + "\n  ".join(message for _, message in sorted(check.found))
-        )
+    check.raise_found(str(file))
     for stage in stages:
         if stage.config.train_samples is None:
             raise ArgumentError(f"{file}: stage {stage.name!r} needs train_samples in its mix")
