@@ -99,8 +99,8 @@ def test_correction_beats_counting_on_text_of_a_known_mixture(corpora):
         assert (interval[:, 0] - 0.01 <= MIX).all()
         assert (interval[:, 1] + 0.01 >= MIX).all()
         assert (interval[:, 1] - interval[:, 0] < 0.12).all()
-    shifted = estimate(parts[2], corpora, train=800, held_out=800, bootstrap=5)
-    assert shifted.em[2] > 0.97
+    shifted = estimate(parts[2], corpora, train=8, held_out=800, bootstrap=2)  # it errs
+    assert shifted.em[2] > 0.95
     assert shifted.predicted[2] < shifted.em[2]  # what the correction is for
 
 
