@@ -8,7 +8,21 @@ from typing import Any
 import click
 
 import mixcore
-from mixcore.cli import bench, build_cuda, doctor, explain, fit, methods, plan, transfer
+from mixcore.cli import (
+    bench,
+    build_cuda,
+    doctor,
+    explain,
+    fit,
+    inverse,
+    methods,
+    partition,
+    pipeline,
+    plan,
+    report,
+    sweep,
+    transfer,
+)
 from mixcore.errors import MixcoreError
 
 MISTAKE = 2  # exit code of a user's mistake
@@ -65,9 +79,20 @@ def main(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
-<<<<<<< HEAD
-for _module in (plan, explain, methods, fit, transfer, bench):
-=======
-for _module in (plan, explain, methods, bench, build_cuda, doctor):
->>>>>>> cuda
+_COMMANDS = (
+    plan,
+    explain,
+    fit,
+    transfer,
+    sweep,
+    partition,
+    inverse,
+    pipeline,
+    report,
+    methods,
+    bench,
+    build_cuda,
+    doctor,
+)
+for _module in _COMMANDS:
     main.add_command(_module.command)

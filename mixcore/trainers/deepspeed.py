@@ -24,9 +24,9 @@ import numpy as np
 from mixcore.controller import default_lag
 from mixcore.dataset import MixDataset
 from mixcore.errors import ArgumentError, LedgerError
+from mixcore.groups import method_of
 from mixcore.guards import guards_from
 from mixcore.ledger import Ledger
-from mixcore.methods import method as build
 from mixcore.sampler import Sampler
 from mixcore.trainers._deepspeed_engine import Piped, check_engine, config_of, domains_of, facts_of
 from mixcore.trainers.ledger_file import attach
@@ -136,7 +136,7 @@ class DeepSpeedMixer(Mixer):
         wanted = settings.config.method
         method, options = None, dict[str, Any]()
         if wanted is not None:
-            made = build(wanted.name, domains=ledger.domains, **wanted.options)
+            made = method_of(settings.config, ledger.domains)
             if made.dynamic:
                 method = made
                 options = {
