@@ -70,9 +70,10 @@ sanitize: $(STAMP)
 		ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 		MIXCORE_SANITIZE=1 PYTHONPATH=$(SANITIZED) $(BIN)/pytest -p no:cacheprovider $(NATIVE_TESTS)
 
-bench: $(STAMP)
+bench: $(STAMP) megatron
 	$(BIN)/python bench/run.py
 	$(BIN)/python bench/controller.py
+	$(BIN)/python bench/megatron_startup.py
 
 clean:
 	rm -rf $(VENV) build demo-out demo-out-* *.egg-info mixcore/*.so

@@ -114,3 +114,14 @@ def test_pipeline_of_two_stages_and_two_replicas(tmp_path):
     check(rest, first=4 * 16)
     expected = weights_of(whole)
     assert weights_of(rest) == {step: expected[step] for step in range(5, 9)}
+
+
+def test_a_stage_in_the_middle_advances_too(tmp_path):
+    """It reads nothing and sees no loss, and has the same weights at every step all the same."""
+    job = launch(tmp_path / "run", "--steps", 8, "--stages", 3, ranks=3, accumulate=4)
+    check(job)
+    check_changes(job, 2)
+    first, middle, last = job.ranks()
+    assert not any(s["fetched"] for s in middle.steps)
+    assert [s["fetched"] for s in first.steps] == [s["fetched"] for s in last.steps]
+    assert (middle.observes, last.observes) == (False, True)
