@@ -120,6 +120,21 @@ def test_a_schedule_outlives_a_change_of_the_batch_size(order):
     )
 
 
+def test_a_method_goes_on_between_two_batch_sizes():
+    method = {"name": "odm", "update_every": 1, "lag_steps": 1, "warmup_steps": 0}
+    section = {**SECTION, "method": method, "schedule": [{"at": 100, "batch_size": 8}]}
+    engine = Engine(data_mixing=section)
+    loader, mixer = mixed.initialize(args_of(), engine, DATA)
+    batches = iter(loader)
+    first, _ = run(engine, mixer, batches, 3)
+    assert mixer.set_train_batch_size(12) == 20
+    made = mixer.ledger.num_decisions
+    more, sizes = run(engine, mixer, batches, 12)
+    assert sizes == [4, 4] + [12] * 7 + [8] * 3
+    assert first + more == list(range(12 + sum(sizes)))
+    assert mixer.ledger.num_decisions >= made + 10
+
+
 def test_the_engines_batch_size_changed_behind_our_back():
     engine = Engine()
     loader, mixer = mixed.initialize(args_of(), engine, DATA)

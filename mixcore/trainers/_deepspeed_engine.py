@@ -142,14 +142,17 @@ def resize(ledger: Ledger, position: int, batch_size: int) -> int:
         author=author,
         replace_future=bool(later),
     )
-    size = before.batch_size
+    size, shares = before.batch_size, before.shares
     reason = f"as it was decided before train_batch_size {batch_size}"
     for piece in later:
         if piece.batch_size != size:
             size = piece.batch_size
             ledger.append(piece.start, batch_size=size, reason=reason, author=author)
+        if np.array_equal(piece.shares, shares):
+            continue  # a batch size alone, which does not stand in the way of a method's weights
+        shares = piece.shares
         ledger._append_shares(
-            piece.start, np.asarray(piece.shares), piece.floats, reason=reason, author=author
+            piece.start, np.asarray(shares), piece.floats, reason=reason, author=author
         )
     return effective
 
