@@ -118,22 +118,69 @@ def wrap_data_loaders(original: Callable[..., Any]) -> Callable[..., Any]:
     return build_train_valid_test_data_loaders
 
 
-def begin(args: Any) -> Run:
+class Trainer:
+    """What the trainers answer each in their own way; here Megatron-LM."""
+
+    def refuse(self, args: Any) -> None:
+        """Refuse flags that contradict a live mixture."""
+        refuse(args)
+
+    def request(self, args: Any) -> Request:
+        """What the command line of this run asks for."""
+        return request_from(args, _batch_sizes())
+
+    def request_of_checkpoint(self, saved: Any) -> Request:
+        """What the command line asked for that is saved in a checkpoint."""
+        return request_from(saved)
+
+    def data_parallel(self) -> tuple[int, int]:
+        """Rank and size."""
+        from megatron.core import mpu
+
+        return mpu.get_data_parallel_rank(), mpu.get_data_parallel_world_size()
+
+    def observes(self) -> bool:
+        """Whether this rank's losses count: one of all ranks that compute the same ones."""
+        from megatron.core import mpu
+
+        return bool(mpu.get_tensor_model_parallel_rank() == 0)
+
+    def micro_batches(self) -> int:
+        """Of the next step."""
+        from megatron.core.num_microbatches_calculator import get_num_microbatches
+
+        return int(get_num_microbatches())
+
+    def writers(self) -> tuple[Any, Any]:
+        """TensorBoard's and W&B's, None where this rank has none."""
+        from megatron.training.global_vars import get_tensorboard_writer, get_wandb_writer
+
+        return get_tensorboard_writer(), get_wandb_writer()
+
+
+MEGATRON = Trainer()
+
+
+def begin(args: Any, trainer: Trainer = MEGATRON) -> Run:
     """Plan the run on rank 0, hand it to all ranks, and make it this process's.
+
+    Args:
+        args: The trainer's parsed arguments.
+        trainer: Whose run it is.
 
     Raises:
         ArgumentError, LedgerError: On all ranks, from rank 0: something does not fit.
     """
     import torch.distributed as dist
 
-    refuse(args)
+    trainer.refuse(args)
     rank, world = dist.get_rank(), dist.get_world_size()
     ranks = Ranks(rank, world, torch_reduce(), torch_broadcast())
     box: list[Any] = [None]
     failure: Exception | None = None
     if rank == 0:
         try:
-            box[0] = _planned(args)
+            box[0] = _planned(args, trainer)
         except (MixcoreError, OSError) as e:
             failure = e
             box[0] = f"{type(e).__name__}: {e}"
@@ -144,7 +191,7 @@ def begin(args: Any) -> Run:
         raise LedgerError(f"rank 0 could not plan the mixture: {box[0]}")
     request, settings, data, resumed = box[0]
     run = Run(request, settings, Ledger.from_bytes(data), resumed)
-    run.live = _live(args, run, ranks)
+    run.live = _live(args, run, ranks, trainer)
     if rank == 0:
         _attach(args, run)
         _tell(run, args.consumed_train_samples)
@@ -152,10 +199,10 @@ def begin(args: Any) -> Run:
     return run
 
 
-def _planned(args: Any) -> tuple[Request, Settings, bytes, dict[str, Any] | None]:
+def _planned(args: Any, trainer: Trainer) -> tuple[Request, Settings, bytes, dict[str, Any] | None]:
     """Rank 0's: request, settings, the ledger's bytes, the state that is gone on from."""
     consumed, saved = args.consumed_train_samples, state.checkpoint()
-    request = request_from(args, _batch_sizes())
+    request = trainer.request(args)
     settings = plan.settings_for(args, request)
     if consumed and saved is None:
         raise LedgerError(
@@ -166,7 +213,7 @@ def _planned(args: Any) -> tuple[Request, Settings, bytes, dict[str, Any] | None
         return request, settings, plan.new_ledger(request, settings).to_bytes(), None
     resumed = _saved_state(saved, consumed)
     if resumed is None:
-        before = request_from(saved)
+        before = trainer.request_of_checkpoint(saved)
         ledger = plan.adopted_ledger(before, request, settings, consumed)
         logger.info("adopted a run of stock Megatron at %d samples", consumed)
         return request, settings, ledger.to_bytes(), None
@@ -212,18 +259,14 @@ def _batch_sizes() -> list[tuple[int, int]] | None:
     return None if schedule is None else [(int(at), int(size)) for at, size in schedule]
 
 
-def _live(args: Any, run: Run, ranks: Ranks) -> Live:
-    from megatron.core import mpu
-    from megatron.core.num_microbatches_calculator import get_num_microbatches
-
-    data_parallel = mpu.get_data_parallel_rank(), mpu.get_data_parallel_world_size()
+def _live(args: Any, run: Run, ranks: Ranks, trainer: Trainer) -> Live:
     controller = None
     if _steers(run):
         controller = Controller.from_config(
             run.settings.config,
             run.ledger,
             num_workers=args.num_workers,
-            micro_batches=get_num_microbatches(),
+            micro_batches=trainer.micro_batches(),
             rank=ranks.rank,
             world_size=ranks.world_size,
             reduce=torch_reduce(),
@@ -236,11 +279,11 @@ def _live(args: Any, run: Run, ranks: Ranks) -> Live:
         run.ledger,
         ranks,
         controller,
-        observes=mpu.get_tensor_model_parallel_rank() == 0,
+        observes=trainer.observes(),
         micro_batch_size=args.micro_batch_size,
-        data_parallel=data_parallel,
+        data_parallel=trainer.data_parallel(),
         log_interval=args.log_interval,
-        log=_log,
+        log=functools.partial(_log, trainer),
     )
 
 
@@ -308,15 +351,12 @@ def _tell(run: Run, consumed: int) -> None:
     logger.info("mixture from position %d on, order %s%s: %s", consumed, ledger.order, lag, text)
 
 
-def _log(scalars: dict[str, float], iteration: int) -> None:
-    """To Megatron's own writers; the ranks that have none do nothing."""
-    from megatron.training.global_vars import get_tensorboard_writer, get_wandb_writer
-
-    writer = get_tensorboard_writer()
+def _log(trainer: Trainer, scalars: dict[str, float], iteration: int) -> None:
+    """To the trainer's own writers; the ranks that have none do nothing."""
+    writer, wandb = trainer.writers()
     if writer:
         for name, value in scalars.items():
             writer.add_scalar(name, value, iteration)
-    wandb = get_wandb_writer()
     if wandb:
         wandb.log(scalars, iteration)
 
