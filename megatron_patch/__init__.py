@@ -38,7 +38,8 @@ def apply(groups: Iterable[str] | None = None) -> list[str]:
         ['dataset', 'training']
 
     Args:
-        groups: Of Megatron-LM `"dataset"` (needs megatron.core) and `"training"` (needs megatron.training); all
+        groups: Of Megatron-LM `"dataset"` (needs megatron.core) and `"training"` (needs
+            megatron.training); all
             that the Megatron has when not given. Megatron-DeepSpeed has `"training"` alone.
 
     Returns:

@@ -33,6 +33,7 @@ class MixedDataset(torch.utils.data.Dataset[dict[str, Any]]):
         split: Megatron's `Split.train`.
         config: Megatron's dataset configuration.
         id_key: Under which a sample has the number of its domain.
+        id_type: Of that number, where it is wide enough; else int64.
     """
 
     def __init__(
@@ -43,13 +44,15 @@ class MixedDataset(torch.utils.data.Dataset[dict[str, Any]]):
         split: Any = None,
         config: Any = None,
         id_key: str = "dataset_id",
+        id_type: type[np.integer[Any]] = np.int16,
     ) -> None:
         self.domains = list(domains)
         self.size, self.split, self.config = size, split, config
         self._names = [d.name for d in ledger.domains]
         self._sampler = Sampler(ledger)
         self._id_key = id_key
-        self._id = np.int16 if len(domains) < 32767 else np.int64  # as Megatron's dataset_index
+        wide = len(domains) < np.iinfo(id_type).max
+        self._id = id_type if wide else np.int64
         self._opened: list[int] = []
 
     def __len__(self) -> int:

@@ -105,7 +105,7 @@ def blend_of(words: Sequence[str]) -> tuple[list[str], tuple[float, ...] | None]
 def _fractions(split: str) -> list[float]:
     separator = "," if "," in split else "/"
     parts = [float(s) for s in split.split(separator)]
-    parts = (parts + [0.0, 0.0])[:3]
+    parts = [*parts, 0.0, 0.0][:3]
     total = sum(parts)
     if total <= 0:
         raise ArgumentError(f"--split must have a positive sum, got {split!r}")
@@ -200,7 +200,8 @@ def train_split(given: Mapping[str, Any], run: "state.Run") -> MixedDataset:
         known = [(c, run.built(c.name)) for c in run.request.corpora]
         pinned = {c.name: build(c, built.requested) for c, built in known if built != ABSENT}
     domains = blend.readers(run, pinned, build, threads=1)
-    return MixedDataset(run.ledger, domains, run.request.train_samples, id_key="dataset_idx")
+    size = run.request.train_samples
+    return MixedDataset(run.ledger, domains, size, id_key="dataset_idx", id_type=np.uint8)
 
 
 def wrap_index_mappings(original: Callable[..., Any]) -> Callable[..., Any]:

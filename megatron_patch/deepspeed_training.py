@@ -279,7 +279,7 @@ def wrap_engine_save(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def wrap_engine_load(original: Callable[..., Any]) -> Callable[..., Any]:
-    """For `DeepSpeedEngine.load_checkpoint`: the arguments and our key of what it was saved with."""
+    """For `DeepSpeedEngine.load_checkpoint`: what it was saved with."""
 
     @functools.wraps(original)
     def load_checkpoint(*args: Any, **kwargs: Any) -> Any:
