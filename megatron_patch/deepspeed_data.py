@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from megatron_patch import blend, orders, state
 from megatron_patch.blend import MixedDataset
-from megatron_patch.request import ABSENT, Corpus, Request, read_corpora
+from megatron_patch.request import ABSENT, Corpus, Request, domain_names, read_corpora
 from megatron_patch.rows import arguments
 from mixcore.errors import ArgumentError
 
@@ -48,12 +48,17 @@ class DeepSpeedRequest(Request):
         return [w / total for w in weights]
 
 
-def request_from(args: Any, batch_sizes: Sequence[tuple[int, int]] | None = None) -> Request:
+def request_from(
+    args: Any,
+    batch_sizes: Sequence[tuple[int, int]] | None = None,
+    moved: Mapping[str, str] | None = None,
+) -> Request:
     """Read Megatron-DeepSpeed's parsed arguments; those of a checkpoint will do.
 
     Args:
         args: After its own validation.
         batch_sizes: Where it is not `args.global_batch_size` all through.
+        moved: Name of a domain -> prefix where its files are now.
 
     Raises:
         ArgumentError: There is no blend, or its files cannot be read as one.
@@ -64,11 +69,12 @@ def request_from(args: Any, batch_sizes: Sequence[tuple[int, int]] | None = None
     if not words:
         raise ArgumentError("the mixture needs --data-path or --train-data-path")
     prefixes, weights = blend_of(words)
+    names = domain_names(prefixes)
+    prefixes = [(moved or {}).get(n, p) for n, p in zip(names, prefixes, strict=True)]
+    split = _sequences(None if whole else args.split)
     size = args.global_batch_size
     return DeepSpeedRequest(
-        corpora=tuple(
-            read_corpora(prefixes, _sequences(None if whole else args.split), args.seq_length)
-        ),
+        corpora=tuple(read_corpora(prefixes, split, args.seq_length, names)),
         weights=weights,
         split=(0.0, 1.0 if whole else _fractions(args.split)[0]),
         seq_length=args.seq_length,

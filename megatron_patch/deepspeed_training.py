@@ -1,7 +1,7 @@
 """Where Megatron-DeepSpeed's training meets ours: flags, beginning, steps, losses, checkpoints."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from megatron_patch import state, training
@@ -10,6 +10,7 @@ from megatron_patch.deepspeed_data import request_from
 from megatron_patch.live import Live
 from megatron_patch.request import Request
 from megatron_patch.rows import arguments
+from megatron_patch.trainer import Trainer
 from mixcore.errors import ArgumentError, LedgerError
 from mixcore.trainers.settings import add_arguments
 
@@ -86,7 +87,7 @@ def batch_sizes(args: Any) -> list[tuple[int, int]] | None:
     return sizes
 
 
-class DeepSpeedTrainer(training.Trainer):
+class DeepSpeedTrainer(Trainer):
     """Megatron-DeepSpeed's answers."""
 
     def refuse(self, args: Any) -> None:
@@ -102,9 +103,9 @@ class DeepSpeedTrainer(training.Trainer):
         """What the command line of this run asks for."""
         return request_from(args, batch_sizes(args))
 
-    def request_of_checkpoint(self, saved: Any) -> Request:
+    def request_of_checkpoint(self, saved: Any, moved: Mapping[str, str]) -> Request:
         """What the command line asked for that is saved in a checkpoint."""
-        return request_from(saved)
+        return request_from(saved, moved=moved)
 
     def observes(self) -> bool:
         """Ranks of one sequence-parallel group compute the same losses too."""

@@ -5,7 +5,7 @@ The rules are Megatron's: blended_megatron_dataset_builder.py (sizes and splits)
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,12 +87,17 @@ class Request:
         return None
 
 
-def request_from(args: Any, batch_sizes: Sequence[tuple[int, int]] | None = None) -> Request:
+def request_from(
+    args: Any,
+    batch_sizes: Sequence[tuple[int, int]] | None = None,
+    moved: Mapping[str, str] | None = None,
+) -> Request:
     """Read Megatron's parsed arguments; those of a checkpoint will do.
 
     Args:
         args: After Megatron's own validation.
         batch_sizes: Where it is not `args.global_batch_size` all through.
+        moved: Where the files of a domain lie now, by name; those of others are where they were.
 
     Raises:
         ArgumentError: There is no blend, or its files cannot be read as one.
@@ -117,6 +122,7 @@ def request_from(args: Any, batch_sizes: Sequence[tuple[int, int]] | None = None
         train_samples=args.train_samples or args.train_iters * size,
         batch_sizes=tuple(batch_sizes or ((0, size),)),
         surplus=getattr(args, "mid_level_dataset_surplus", None) or SURPLUS,
+        moved=moved,
     )
 
 
@@ -130,6 +136,7 @@ def request_for(
     train_samples: int,
     batch_sizes: tuple[tuple[int, int], ...],
     surplus: float,
+    moved: Mapping[str, str] | None = None,
 ) -> Request:
     """The request of a blend as Megatron's dataset configuration holds it.
 
@@ -142,6 +149,7 @@ def request_for(
         train_samples: Of the train split.
         batch_sizes: (first position, samples a step).
         surplus: Of the mid-level datasets.
+        moved: As for `request_from`.
     """
     if blend is None:
         blend = None if per_split is None else per_split[0]
@@ -154,8 +162,11 @@ def request_for(
     if split is None:
         raise ArgumentError("--split must leave something to train on")
     prefixes, weights = blend
+    names = domain_names(prefixes)
+    moved = moved or {}
+    prefixes = [moved.get(n, prefix) for n, prefix in zip(names, prefixes, strict=True)]
     return Request(
-        corpora=tuple(read_corpora(prefixes, _range(split), seq_length)),
+        corpora=tuple(read_corpora(prefixes, split, seq_length, names)),
         weights=None if weights is None else tuple(float(w) for w in weights),
         split=(float(split[0]), float(split[1])),
         seq_length=seq_length,
@@ -175,21 +186,26 @@ def _range(split: tuple[float, float]) -> Callable[[int], tuple[int, int]]:
 
 
 def read_corpora(
-    prefixes: Sequence[str], sequences: Callable[[int], tuple[int, int]], seq_length: int
+    prefixes: Sequence[str],
+    split: tuple[float, float] | Callable[[int], tuple[int, int]],
+    seq_length: int,
+    names: Sequence[str] | None = None,
 ) -> list[Corpus]:
     """Count tokens and samples of the train split, from the `.idx` files.
 
     Args:
         prefixes: Of the files.
-        sequences: From the number of sequences to the first of the train split and its end.
+        split: Where it begins and ends, as fractions of the sequences; or a function from their
+            number to the first one and the end.
         seq_length: Tokens a sample.
+        names: Of the domains; `domain_names` if not given.
 
     Raises:
         ArgumentError: A file is missing or damaged, or the split does not hold one sample.
     """
     return [
-        _corpus(prefix, name, sequences, seq_length)
-        for prefix, name in zip(prefixes, domain_names(prefixes), strict=True)
+        _corpus(prefix, name, split if callable(split) else _range(split), seq_length)
+        for prefix, name in zip(prefixes, names or domain_names(prefixes), strict=True)
     ]
 
 

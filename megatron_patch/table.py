@@ -54,6 +54,13 @@ ROWS = (
         group="training",
     ),
     Row(
+        f"{TRAINING}:pretrain",
+        wrapper("training:wrap_pretrain"),
+        parameters=("train_valid_test_dataset_provider",),
+        reason="a run begins here, also after a restart within the process",
+        group="training",
+    ),
+    Row(
         "megatron.training.checkpointing:check_checkpoint_args",
         wrapper("training:wrap_check_checkpoint_args"),
         parameters=("checkpoint_args",),

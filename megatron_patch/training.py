@@ -11,11 +11,15 @@ from typing import Any
 
 from megatron_patch import plan, state
 from megatron_patch.live import Live
-from megatron_patch.request import Request, request_from
+from megatron_patch.request import Request
 from megatron_patch.state import Run
-from mixcore import Controller, Ledger
+from megatron_patch.trainer import MEGATRON, Trainer, refuse
+from mixcore import Controller, Ledger, method
+from mixcore.controller import OWN
+from mixcore.decider import OBSERVED
 from mixcore.distributed import torch_broadcast, torch_reduce
-from mixcore.errors import ArgumentError, LedgerError, MixcoreError
+from mixcore.errors import ArgumentError, LedgerError
+from mixcore.methods.base import Method
 from mixcore.ranks import Ranks
 from mixcore.trainers.settings import FLAGS, Settings, add_arguments
 
@@ -53,42 +57,6 @@ def wrap_validate_args(original: Callable[..., Any]) -> Callable[..., Any]:
     return validate_args
 
 
-REFUSED = (
-    (
-        "phase_transition_iterations",
-        "it restarts every domain at each transition, so samples repeat; a schedule in mix.yaml "
-        "does the same change without",
-    ),
-    ("hybrid_context_parallel", "its sampler takes whole global batches"),
-    ("perform_rl_step", "its samples are not read from a blend"),
-    ("mock_data", "it has no domains"),
-    ("sft", "its dataset packs samples by itself"),
-    ("decrease_batch_size_if_needed", "batches must have the size that the ledger says"),
-)
-
-
-def refuse(args: Any) -> None:
-    """Refuse Megatron flags that contradict a live mixture.
-
-    Raises:
-        ArgumentError: Names the flag and the reason.
-    """
-    loader = getattr(args, "dataloader_type", None) or "single"
-    reasons = {
-        "cyclic": "it shuffles all positions anew each epoch, so no mixture can be kept",
-        "external": "its batches come from elsewhere",
-    }
-    if loader != "single":
-        why = reasons.get(loader, "only 'single' is known")
-        raise ArgumentError(f"--dataloader-type {loader} cannot be used with --mix flags: {why}")
-    for name, why in REFUSED:
-        if getattr(args, name, None):
-            flag = "--" + name.replace("_", "-")
-            raise ArgumentError(f"{flag} cannot be used with --mix flags: {why}")
-    if (getattr(args, "gtp_weight_remat_size", None) or 1) > 1:
-        raise ArgumentError("--gtp-weight-remat-size cannot be used with --mix flags: not tried")
-
-
 def wrap_check_checkpoint_args(original: Callable[..., Any]) -> Callable[..., Any]:
     """For `check_checkpoint_args(checkpoint_args)`: gets what a checkpoint was saved with."""
 
@@ -98,6 +66,17 @@ def wrap_check_checkpoint_args(original: Callable[..., Any]) -> Callable[..., An
         return original(checkpoint_args, *more, **named)
 
     return check_checkpoint_args
+
+
+def wrap_pretrain(original: Callable[..., Any]) -> Callable[..., Any]:
+    """For `pretrain`: a run begins with it, a second one in the same process too (restarts)."""
+
+    @functools.wraps(original)
+    def pretrain(*args: Any, **kwargs: Any) -> Any:
+        state.end()
+        return original(*args, **kwargs)
+
+    return pretrain
 
 
 def wrap_data_loaders(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -116,49 +95,6 @@ def wrap_data_loaders(original: Callable[..., Any]) -> Callable[..., Any]:
         return original(*args, **kwargs)
 
     return build_train_valid_test_data_loaders
-
-
-class Trainer:
-    """What the trainers answer each in their own way; here Megatron-LM."""
-
-    def refuse(self, args: Any) -> None:
-        """Refuse flags that contradict a live mixture."""
-        refuse(args)
-
-    def request(self, args: Any) -> Request:
-        """What the command line of this run asks for."""
-        return request_from(args, _batch_sizes())
-
-    def request_of_checkpoint(self, saved: Any) -> Request:
-        """What the command line asked for that is saved in a checkpoint."""
-        return request_from(saved)
-
-    def data_parallel(self) -> tuple[int, int]:
-        """Rank and size."""
-        from megatron.core import mpu
-
-        return mpu.get_data_parallel_rank(), mpu.get_data_parallel_world_size()
-
-    def observes(self) -> bool:
-        """Whether this rank's losses count: one of all ranks that compute the same ones."""
-        from megatron.core import mpu
-
-        return bool(mpu.get_tensor_model_parallel_rank() == 0)
-
-    def micro_batches(self) -> int:
-        """Of the next step."""
-        from megatron.core.num_microbatches_calculator import get_num_microbatches
-
-        return int(get_num_microbatches())
-
-    def writers(self) -> tuple[Any, Any]:
-        """TensorBoard's and W&B's, None where this rank has none."""
-        from megatron.training.global_vars import get_tensorboard_writer, get_wandb_writer
-
-        return get_tensorboard_writer(), get_wandb_writer()
-
-
-MEGATRON = Trainer()
 
 
 def begin(args: Any, trainer: Trainer = MEGATRON) -> Run:
@@ -181,7 +117,7 @@ def begin(args: Any, trainer: Trainer = MEGATRON) -> Run:
     if rank == 0:
         try:
             box[0] = _planned(args, trainer)
-        except (MixcoreError, OSError) as e:
+        except Exception as e:  # raised below, once the others know: they wait for this rank
             failure = e
             box[0] = f"{type(e).__name__}: {e}"
     dist.broadcast_object_list(box, src=0)
@@ -213,7 +149,8 @@ def _planned(args: Any, trainer: Trainer) -> tuple[Request, Settings, bytes, dic
         return request, settings, plan.new_ledger(request, settings).to_bytes(), None
     resumed = _saved_state(saved, consumed)
     if resumed is None:
-        before = trainer.request_of_checkpoint(saved)
+        now = dict(zip(request.names, request.prefixes, strict=True))
+        before = trainer.request_of_checkpoint(saved, now)
         ledger = plan.adopted_ledger(before, request, settings, consumed)
         logger.info("adopted a run of stock Megatron at %d samples", consumed)
         return request, settings, ledger.to_bytes(), None
@@ -250,21 +187,14 @@ def _saved_state(saved: Any, consumed: int) -> dict[str, Any] | None:
     return found
 
 
-def _batch_sizes() -> list[tuple[int, int]] | None:
-    """Megatron's step batch sizes, in samples, from its own calculator; None: there is one size."""
-    from megatron.core import num_microbatches_calculator as calculator
-
-    made = calculator._GLOBAL_NUM_MICROBATCHES_CALCULATOR
-    schedule = getattr(made, "schedule", None)
-    return None if schedule is None else [(int(at), int(size)) for at, size in schedule]
-
-
 def _live(args: Any, run: Run, ranks: Ranks, trainer: Trainer) -> Live:
     controller = None
-    if _steers(run):
+    method = _dynamic_method(run)
+    if method is not None:
         controller = Controller.from_config(
             run.settings.config,
             run.ledger,
+            method=method,
             num_workers=args.num_workers,
             micro_batches=trainer.micro_batches(),
             rank=ranks.rank,
@@ -287,14 +217,24 @@ def _live(args: Any, run: Run, ranks: Ranks, trainer: Trainer) -> Live:
     )
 
 
-def _steers(run: Run) -> bool:
-    """Whether the configuration has a method that decides while the run goes on."""
-    from mixcore.methods import method
+def _dynamic_method(run: Run) -> Method | None:
+    """The method that decides while the run goes on, if the configuration has one.
 
+    Raises:
+        ArgumentError: It needs more than losses.
+    """
     wanted = run.settings.config.method
     if wanted is None:
-        return False
-    return method(wanted.name, domains=run.ledger.domains, **wanted.options).dynamic
+        return None
+    made = method(wanted.name, domains=run.ledger.domains, **wanted.options)
+    missing = [n for n in made.needs if n not in (*OBSERVED, *OWN)]
+    if missing:
+        raise ArgumentError(
+            f"method {wanted.name!r} needs {', '.join(missing)}; under Megatron there are losses, "
+            f"tokens and draws by domain, and nothing else: gradients by domain take micro-batches "
+            f"of one domain (mixcore.gradients, in a training loop of one's own)"
+        )
+    return made if made.dynamic else None
 
 
 def _lag(run: Run) -> dict[str, Any]:

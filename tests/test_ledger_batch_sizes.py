@@ -95,3 +95,25 @@ def test_notes_are_kept_and_decide_nothing(tmp_path):
 def test_bad_notes(notes):
     with pytest.raises(TypeError, match="notes must be"):
         Ledger(DOMAINS, [0.5, 0.5], batch_size=10, notes=notes)
+
+
+def test_order_megatron_does_not_notice_batch_sizes():
+    """With constant weights it stays Megatron's order, whatever the batches: bit for bit."""
+    weights = [0.31, 0.29, 0.4]
+    domains = [*DOMAINS, Domain("books", 77)]
+    plain = Ledger(domains, weights, batch_size=10, order="megatron")
+    ramp = Ledger(domains, weights, batch_size=10, order="megatron", schedule=RAMP)
+    changed, ramped_too = (
+        Ledger.from_bytes(ledger.to_bytes()) for ledger in (plain, ramp)
+    )  # both change their weights in the middle of it
+    for ledger in (changed, ramped_too):
+        ledger.append(500, [0.5, 0.2, 0.3])
+    for one, other in ((plain, ramp), (changed, ramped_too)):
+        x, y = (mixcore.Sampler(ledger).picks(0, 3000) for ledger in (one, other))
+        assert (x.domain == y.domain).all()
+        assert (x.draw == y.draw).all()
+        positions = [2900, 17, 1000, 999, 500, 100]
+        x, y = (mixcore.Sampler(ledger).at(positions) for ledger in (one, other))
+        assert (x.draw == y.draw).all()
+    domain, _ = mixcore.build_blending_indices(np.array(weights), 3000)
+    assert (mixcore.Sampler(ramp).picks(0, 3000).domain == domain).all()

@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -215,11 +216,15 @@ def test_killed_and_resumed_elsewhere_is_the_uninterrupted_run(corpus, tmp_path)
     check_nothing_lost(ledger_of(folder), 400)
 
 
-def test_a_stock_checkpoint_is_adopted(corpus, stock, tmp_path):
-    """Stock Megatron to iteration 20, then the patch with other weights, at another DP size."""
+def test_a_stock_checkpoint_is_adopted(tmp_path):
+    """Stock Megatron to iteration 20, then the patch with other weights, DP size and place."""
     folder = tmp_path / "checkpoint"
     stop = ["--exit-interval", "20"]
+    corpus = write_corpus(tmp_path / "data", [5_000, 3_000, 2_000])
     train(tmp_path / "first", corpus, ranks=2, flags=[*saved(folder), *stop])
+    (tmp_path / "data").rename(tmp_path / "elsewhere")
+    prefixes = tuple(p.replace("/data/", "/elsewhere/") for p in corpus.prefixes)
+    corpus = replace(corpus, prefixes=prefixes)
     run = train(
         tmp_path / "second",
         corpus,

@@ -173,6 +173,12 @@ def test_a_wrong_mix_yaml_says_all_that_is_wrong(corpus, tmp_path):
         assert part in str(e.value)
 
 
+def test_a_method_that_needs_gradients_is_refused(corpus, tmp_path):
+    config = write_yaml(tmp_path / "mix.yaml", method={"name": "dga"})
+    with pytest.raises(AssertionError, match=r"'dga' needs .*; under Megatron there are losses"):
+        train(tmp_path / "run", corpus, ranks=2, flags=config, patched=True)
+
+
 def test_a_checkpoint_whose_ledger_is_of_another_moment(corpus, tmp_path):
     """Both numbers are named, and nothing on disk is touched."""
     folder = tmp_path / "checkpoint"
@@ -184,3 +190,13 @@ def test_a_checkpoint_whose_ledger_is_of_another_moment(corpus, tmp_path):
         train(tmp_path / "b", corpus, flags=[*flags, *wrong], patched=True)
     assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
     assert json.loads((folder / "mixcore_ledger.json").read_text().splitlines()[0])["seed"] == 1234
+
+
+def test_order_megatron_is_stock_under_step_batch_sizes(corpus, tmp_path):
+    sizes = ["--step-batch-size-schedule", f"0:4 {40 * SEQUENCE}:8 {122 * SEQUENCE}:12"]
+    flags = ["--train-samples", "296", "--lr-decay-samples", "296", *sizes]
+    options = {"iterations": None, "global_batch": None}
+    plain = train(tmp_path / "a", corpus, flags=flags, **options)
+    order = ["--mix-order", "megatron"]
+    run = train(tmp_path / "b", corpus, flags=[*flags, *order], patched=True, **options)
+    assert (run.positions() == plain.positions()).all()
