@@ -16,7 +16,12 @@ USAGE = "usage: python -m megatron_patch script.py [arguments of the script] --m
 
 
 def main(argv: list[str]) -> None:
-    """Run the script of `argv[0]` with the arguments that follow it."""
+    """Run the script of `argv[0]` with the arguments that follow it.
+
+    DeepSpeed's launcher puts `--local_rank=N` before the script; it is handed on behind it.
+    """
+    if len(argv) > 1 and argv[0].startswith("--local_rank="):
+        argv = [argv[1], argv[0], *argv[2:]]
     if not argv or argv[0].startswith("-"):
         _stop(f"{USAGE}\nmegatron_patch: error: no script given, got {argv}")
     script = argv[0]

@@ -11,7 +11,7 @@ import torch
 
 from megatron_patch import orders, state
 from megatron_patch.orders import OneEpoch, Pinned
-from megatron_patch.request import ABSENT
+from megatron_patch.request import ABSENT, Corpus
 from mixcore import Ledger, Sampler
 from mixcore.batches import Key
 from mixcore.errors import ArgumentError, LedgerError
@@ -32,6 +32,8 @@ class MixedDataset(torch.utils.data.Dataset[dict[str, Any]]):
         size: Samples that Megatron asked for.
         split: Megatron's `Split.train`.
         config: Megatron's dataset configuration.
+        id_key: Under which a sample has the number of its domain.
+        id_type: Of that number, where it is wide enough; else int64.
     """
 
     def __init__(
@@ -39,14 +41,18 @@ class MixedDataset(torch.utils.data.Dataset[dict[str, Any]]):
         ledger: Ledger,
         domains: Sequence[OneEpoch | None],
         size: int,
-        split: Any,
-        config: Any,
+        split: Any = None,
+        config: Any = None,
+        id_key: str = "dataset_id",
+        id_type: type[np.integer[Any]] = np.int16,
     ) -> None:
         self.domains = list(domains)
         self.size, self.split, self.config = size, split, config
         self._names = [d.name for d in ledger.domains]
         self._sampler = Sampler(ledger)
-        self._id = np.int16 if len(domains) < 32767 else np.int64  # as Megatron's dataset_index
+        self._id_key = id_key
+        wide = len(domains) < np.iinfo(id_type).max
+        self._id = id_type if wide else np.int64
         self._opened: list[int] = []
 
     def __len__(self) -> int:
@@ -74,7 +80,7 @@ class MixedDataset(torch.utils.data.Dataset[dict[str, Any]]):
                 f"(position {key.position}, epoch {key.epoch})"
             )
             raise
-        return {"dataset_id": self._id(key.domain), **found}
+        return {self._id_key: self._id(key.domain), **found}
 
     def _limit(self, number: int) -> None:
         """Close the domain that was used longest ago, if this one is one too many."""
@@ -163,33 +169,47 @@ def train_split(builder: Any, run: "state.Run") -> MixedDataset | None:
         pinned = _built_by_megatron(builder, run)
     if torch.distributed.is_initialized() and not builder.is_built_on_rank():
         return None
-    domains = _domains(builder, run, pinned)
+
+    def build(corpus: Corpus) -> Any:
+        split = [run.request.split, None, None]
+        return builder._build_megatron_dataset_splits(corpus.prefix, split, [None, 0, 0], False)[0]
+
+    domains = readers(run, pinned, build, builder.config.num_dataset_builder_threads)
     return MixedDataset(run.ledger, domains, builder.sizes[0], Split.train, config)
 
 
-def _domains(
-    builder: Any, run: "state.Run", pinned: Mapping[str, Any] | None
+def readers(
+    run: "state.Run",
+    pinned: Mapping[str, Any] | None,
+    build: Callable[[Corpus], Any],
+    threads: int,
 ) -> list[OneEpoch | None]:
-    """The readers, by number of domain."""
+    """The readers, by number of domain.
+
+    Args:
+        run: Whose train split it is.
+        pinned: Order `megatron`: the trainer's own datasets by name, as the run began with them.
+        build: Makes the trainer's dataset of one epoch; ours are its arrays.
+        threads: To build in.
+    """
     seed = run.ledger.seed
-    readers: dict[str, OneEpoch] = {}
+    made: dict[str, OneEpoch] = {}
     for corpus in run.request.corpora:
 
-        def build(prefix: str = corpus.prefix, name: str = corpus.name) -> Any:
-            with orders.one_epoch(name, seed):
-                split = [run.request.split, None, None]
-                return builder._build_megatron_dataset_splits(prefix, split, [None, 0, 0], False)[0]
+        def one(corpus: Corpus = corpus) -> Any:
+            with orders.one_epoch(corpus.name, seed):
+                return build(corpus)
 
         if pinned is None:
-            readers[corpus.name] = OneEpoch(corpus, build)
+            made[corpus.name] = OneEpoch(corpus, one)
         else:
             built = run.built(corpus.name)
-            readers[corpus.name] = Pinned(corpus, pinned.get(corpus.name), built, build, seed)
-    if pinned is None and len(readers) <= EAGER:
-        with ThreadPoolExecutor(builder.config.num_dataset_builder_threads) as pool:
-            for _ in pool.map(lambda reader: reader.dataset, readers.values()):
+            made[corpus.name] = Pinned(corpus, pinned.get(corpus.name), built, one, seed)
+    if pinned is None and len(made) <= EAGER:
+        with ThreadPoolExecutor(threads) as pool:
+            for _ in pool.map(lambda reader: reader.dataset, made.values()):
                 pass
-    return [readers.get(d.name) for d in run.ledger.domains]
+    return [made.get(d.name) for d in run.ledger.domains]
 
 
 def _built_by_megatron(builder: Any, run: "state.Run") -> dict[str, Any]:

@@ -78,14 +78,18 @@ class Live:
             self._logged_at = consumed
         self._consumed = consumed
         self._domains = None
+        self._restart()
+
+    def _restart(self) -> None:
+        self._micro_batch = 0
+        self._pending.clear()
 
     def forward_backward(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Megatron's schedule; it may run several times in one step, and the last run counts."""
 
         @functools.wraps(function)
         def counted(*args: Any, **kwargs: Any) -> Any:
-            self._micro_batch = 0
-            self._pending.clear()
+            self._restart()
             return function(*args, **kwargs)
 
         return counted
@@ -101,18 +105,26 @@ class Live:
 
             @functools.wraps(loss_function)
             def loss(output_tensor: Any, *more: Any, **named: Any) -> Any:
-                self._observe(loss_function, output_tensor)
+                mask = _loss_mask(loss_function, output_tensor, self._micro_batch_size)
+                self.observe(output_tensor, mask, loss_function)
                 return loss_function(output_tensor, *more, **named)
 
             return output, loss
 
         return observed
 
-    def _observe(self, loss_function: Any, output: Any) -> None:
-        """Sums by sample of one micro-batch; nothing here waits for the device."""
+    def observe(self, output: Any, mask: Any, loss_function: Any) -> None:
+        """Sums by sample of the step's next micro-batch; nothing here waits for the device.
+
+        Args:
+            output: Losses, [samples, tokens], or something else where there is no mask.
+            mask: Likewise; None: losses by sample cannot be told.
+            loss_function: What they are from, for the message.
+        """
+        if not self._observes or self._mute:
+            return
         number, size = self._micro_batch, self._micro_batch_size
         self._micro_batch += 1
-        mask = _loss_mask(loss_function, output, size)
         if mask is None:
             self._cannot_observe(loss_function, output)
             return

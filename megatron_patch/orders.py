@@ -40,17 +40,42 @@ def wrap_build_indices(original: Callable[[Any], Any]) -> Callable[[Any], Any]:
     """For `GPTDataset._build_document_sample_shuffle_indices`."""
 
     def _build_document_sample_shuffle_indices(self: Any) -> Any:
-        domain = getattr(_building, "domain", None)
+        domain = under_construction()
         return original(self) if domain is None else one_epoch_arrays(self, *domain)
 
     return _build_document_sample_shuffle_indices
 
 
+def under_construction() -> tuple[str, int] | None:
+    """Name and seed of the domain that this thread builds one epoch of, or None."""
+    domain: tuple[str, int] | None = getattr(_building, "domain", None)
+    return domain
+
+
 def one_epoch_arrays(dataset: Any, name: str, seed: int) -> tuple[Any, Any, Any]:
+    """`epoch_arrays` of a GPTDataset under construction."""
+    indices = dataset.indices
+    if indices is None:
+        raise ArgumentError(
+            "--dataloader-fast-cache-load reads a cache of index arrays, which order 'balanced' "
+            "does not have or need: leave the flag out"
+        )
+    config = dataset.config
+    extra = config.add_extra_token_to_sequence
+    lengths = dataset.dataset.sequence_lengths
+    return epoch_arrays(indices, lengths, config.sequence_length, extra, name, seed)
+
+
+def epoch_arrays(
+    indices: Any, sequence_lengths: Any, seq_length: int, extra: int, name: str, seed: int
+) -> tuple[Any, Any, Any]:
     """Document, sample and shuffle index of one epoch, as Megatron's GPTDataset reads them.
 
     Args:
-        dataset: A GPTDataset under construction.
+        indices: int32, the sequences of the split.
+        sequence_lengths: int32, in tokens, of all sequences of the files.
+        seq_length: Tokens a sample.
+        extra: Tokens that a sample reads beyond these, shared with the next one.
         name: Of the domain.
         seed: Of the run.
 
@@ -58,28 +83,14 @@ def one_epoch_arrays(dataset: Any, name: str, seed: int) -> tuple[Any, Any, Any]
         int32[documents]; [samples + 1, 2], which document a sample begins in and where;
         `Unshuffled(samples)`.
     """
-    indices = dataset.indices
-    if indices is None:
-        raise ArgumentError(
-            "--dataloader-fast-cache-load reads a cache of index arrays, which order 'balanced' "
-            "does not have or need: leave the flag out"
-        )
     documents = document_order(len(indices), seed=seed, name=name)
-    lengths = np.array(dataset.dataset.sequence_lengths, dtype=np.int32)
+    lengths = np.array(sequence_lengths, dtype=np.int32)
     if _counts_from_0(indices):  # Megatron's train splits do: two gathers less, a third of the time
         read = lengths[: len(indices)]
     else:
         documents, read = indices[documents], lengths[indices]
     tokens = int(np.sum(read, dtype=np.int64))
-    starts = mixcore.build_sample_idx(
-        lengths,
-        documents,
-        dataset.config.sequence_length,
-        1,
-        tokens,
-        True,
-        dataset.config.add_extra_token_to_sequence,
-    )
+    starts = mixcore.build_sample_idx(lengths, documents, seq_length, 1, tokens, True, extra)
     return documents, starts, Unshuffled(len(starts) - 1)
 
 

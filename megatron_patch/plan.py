@@ -2,10 +2,11 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from megatron_patch.request import ABSENT, Request, built_by_megatron
 from megatron_patch.state import NOTES
@@ -58,8 +59,11 @@ def new_ledger(request: Request, settings: Settings) -> Ledger:
         schedule=config.schedule,
         notes={NOTES: notes},
     )
-    if pinned and request.weights is None and config.schedule is None:
-        _normalise_once(ledger, [b[2] for b in notes["built"].values()], config.weights)
+    if pinned and config.schedule is None:
+        if request.weights is None:
+            _normalise_once(ledger, [b[2] for b in notes["built"].values()], config.weights)
+        elif request.weights == config.weights:
+            _decide_by(ledger, request.blended())
     _decide_batch_sizes(ledger, request, settings)
     return ledger
 
@@ -69,8 +73,12 @@ def _normalise_once(ledger: Ledger, sizes: list[int], weights: tuple[float, ...]
     if weights is None or any(s != w for s, w in zip(sizes, weights, strict=True)):
         return  # mix.yaml has weights
     floats = np.array(sizes, dtype=np.float64)
-    piece = ledger.piece_at(0)
-    ledger._append_shares(0, piece.shares, floats / np.sum(floats), replace_future=True)
+    _decide_by(ledger, floats / np.sum(floats))
+
+
+def _decide_by(ledger: Ledger, floats: npt.NDArray[np.float64] | None) -> None:
+    if floats is not None:
+        ledger._append_shares(0, ledger.piece_at(0).shares, floats, replace_future=True)
 
 
 def _decide_batch_sizes(ledger: Ledger, request: Request, settings: Settings) -> None:
@@ -145,16 +153,7 @@ def adopted_ledger(saved: Request, request: Request, settings: Settings, consume
         section={"order": "megatron"},
         domains=_known(saved),
     )
-    first = Request(
-        saved.corpora,
-        saved.weights,
-        saved.split,
-        saved.seq_length,
-        saved.seed,
-        saved.train_samples,
-        ((0, begun.config.batch_size),),
-        saved.surplus,
-    )
+    first = replace(saved, batch_sizes=((0, begun.config.batch_size),))
     ledger = new_ledger(first, begun)
     continue_with(ledger, request, settings, consumed, None)
     return ledger

@@ -5,11 +5,12 @@ The rules are Megatron's: blended_megatron_dataset_builder.py (sizes and splits)
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from mixcore.errors import ArgumentError, MixcoreError
 from mixcore.indexed import IndexedReader
@@ -67,6 +68,23 @@ class Request:
     def prefixes(self) -> list[str]:
         """Of the corpora, in their order."""
         return [c.prefix for c in self.corpora]
+
+    def requested(self) -> list[int | None]:
+        """`num_samples` of each corpus' dataset; None: one epoch.
+
+        As stock Megatron computes it in `_get_size_per_split_per_dataset`.
+        """
+        if self.weights is None:
+            alone = len(self.corpora) == 1  # a single prefix is no blend: built to size
+            return [self.train_samples if alone else None] * len(self.corpora)
+        weights = np.array(self.weights, dtype=np.float64)
+        normal = (weights / np.sum(weights)).tolist()
+        targets = [math.ceil(self.train_samples * w) for w in normal]
+        return [math.ceil(t * (1 + self.surplus)) for t in targets]
+
+    def blended(self) -> npt.NDArray[np.float64] | None:
+        """The weights that the trainer's blend decides by; None: the ledger comes to the same."""
+        return None
 
 
 def request_from(
@@ -159,9 +177,17 @@ def request_for(
     )
 
 
+def _range(split: tuple[float, float]) -> Callable[[int], tuple[int, int]]:
+    def sequences(total: int) -> tuple[int, int]:
+        begin, end = (round(edge * float(total)) for edge in split)
+        return begin, end
+
+    return sequences
+
+
 def read_corpora(
     prefixes: Sequence[str],
-    split: tuple[float, float],
+    split: tuple[float, float] | Callable[[int], tuple[int, int]],
     seq_length: int,
     names: Sequence[str] | None = None,
 ) -> list[Corpus]:
@@ -169,7 +195,8 @@ def read_corpora(
 
     Args:
         prefixes: Of the files.
-        split: Where it begins and ends, as fractions of the sequences.
+        split: Where it begins and ends, as fractions of the sequences; or a function from their
+            number to the first one and the end.
         seq_length: Tokens a sample.
         names: Of the domains; `domain_names` if not given.
 
@@ -177,17 +204,19 @@ def read_corpora(
         ArgumentError: A file is missing or damaged, or the split does not hold one sample.
     """
     return [
-        _corpus(prefix, name, split, seq_length)
+        _corpus(prefix, name, split if callable(split) else _range(split), seq_length)
         for prefix, name in zip(prefixes, names or domain_names(prefixes), strict=True)
     ]
 
 
-def _corpus(prefix: str, name: str, split: tuple[float, float], seq_length: int) -> Corpus:
+def _corpus(
+    prefix: str, name: str, sequences: Callable[[int], tuple[int, int]], seq_length: int
+) -> Corpus:
     try:
         reader = IndexedReader(prefix, verify=False)
     except (MixcoreError, OSError) as e:
         raise ArgumentError(f"--data-path: {prefix}: {e}") from None
-    begin, end = (round(edge * float(len(reader))) for edge in split)
+    begin, end = sequences(len(reader))
     tokens = reader.num_tokens
     if (begin, end) != (0, len(reader)):
         tokens = int(np.sum(reader.sequence_lengths[begin:end], dtype=np.int64))
@@ -238,18 +267,10 @@ ABSENT = Built(None, 0, 0)  # the domain came later: all its epochs are our own
 
 
 def built_by_megatron(request: Request) -> list[Built]:
-    """The sizes that stock Megatron builds for a blend (`_get_size_per_split_per_dataset`)."""
-    if request.weights is None:
-        alone = len(request.corpora) == 1  # a single prefix is no blend: built to size
-        sizes = [request.train_samples if alone else None] * len(request.corpora)
-    else:
-        weights = np.array(request.weights, dtype=np.float64)
-        normal = (weights / np.sum(weights)).tolist()
-        targets = [math.ceil(request.train_samples * w) for w in normal]
-        sizes = [math.ceil(t * (1 + request.surplus)) for t in targets]
+    """The sizes that the stock trainer builds for a blend."""
     return [
         _built(corpus, size, request.seq_length)
-        for corpus, size in zip(request.corpora, sizes, strict=True)
+        for corpus, size in zip(request.corpora, request.requested(), strict=True)
     ]
 
 

@@ -1,16 +1,18 @@
-"""The rows for Megatron-LM: megatron-core 0.16.1, 0.19.2 and later.
+"""The rows for Megatron-LM (megatron-core 0.16.1, 0.19.2 and later), and whose rows to apply.
 
 The wrappers import torch, so they are imported when a row is put in place, not before.
 """
 
 from collections.abc import Callable
 from importlib import import_module
+from importlib.machinery import PathFinder
+from importlib.util import find_spec
 from typing import Any
 
-from megatron_patch.rows import Row, Table
+from megatron_patch.rows import PatchError, Row, Table
 
 
-def _wrapper(name: str) -> Callable[[Any], Any]:
+def wrapper(name: str) -> Callable[[Any], Any]:
     """A wrapper of this package by `module:function`."""
     module, _, function = name.partition(":")
 
@@ -27,68 +29,68 @@ SAMPLERS = "megatron.training.datasets.data_samplers"
 ROWS = (
     Row(
         f"{DATASETS}.blended_megatron_dataset_builder:BlendedMegatronDatasetBuilder.build",
-        _wrapper("blend:wrap_build"),
+        wrapper("blend:wrap_build"),
         parameters=("self",),
         reason="the train split is read through the ledger",
     ),
     Row(
         f"{DATASETS}.gpt_dataset:GPTDataset._build_document_sample_shuffle_indices",
-        _wrapper("orders:wrap_build_indices"),
+        wrapper("orders:wrap_build_indices"),
         parameters=("self",),
         reason="order balanced: one epoch, in memory, whatever the weights and the run's length",
     ),
     Row(
         "megatron.training.arguments:add_megatron_arguments",
-        _wrapper("training:wrap_add_arguments"),
+        wrapper("training:wrap_add_arguments"),
         parameters=("parser",),
         reason="the --mix flags",
         group="training",
     ),
     Row(
         "megatron.training.arguments:validate_args",
-        _wrapper("training:wrap_validate_args"),
+        wrapper("training:wrap_validate_args"),
         parameters=("args",),
         reason="flags that contradict a live mixture are refused at once",
         group="training",
     ),
     Row(
         f"{TRAINING}:pretrain",
-        _wrapper("training:wrap_pretrain"),
+        wrapper("training:wrap_pretrain"),
         parameters=("train_valid_test_dataset_provider",),
         reason="a run begins here, also after a restart within the process",
         group="training",
     ),
     Row(
         "megatron.training.checkpointing:check_checkpoint_args",
-        _wrapper("training:wrap_check_checkpoint_args"),
+        wrapper("training:wrap_check_checkpoint_args"),
         parameters=("checkpoint_args",),
         reason="what a loaded checkpoint was saved with",
         group="training",
     ),
     Row(
         "megatron.training.checkpointing:save_checkpoint",
-        _wrapper("training:wrap_save_checkpoint"),
+        wrapper("training:wrap_save_checkpoint"),
         parameters=("iteration", "model", "optimizer", "opt_param_scheduler"),
         reason="the ledger and the method's state go into every checkpoint",
         group="training",
     ),
     Row(
         f"{TRAINING}:build_train_valid_test_data_loaders",
-        _wrapper("training:wrap_data_loaders"),
+        wrapper("training:wrap_data_loaders"),
         parameters=("build_train_valid_test_datasets_provider",),
         reason="the run is planned on rank 0 and handed to all",
         group="training",
     ),
     Row(
         f"{SAMPLERS}:build_pretraining_data_loader",
-        _wrapper("loader:wrap_data_loader"),
+        wrapper("loader:wrap_data_loader"),
         parameters=("dataset", "consumed_samples"),
         reason="the train loader reads the ledger",
         group="training",
     ),
     Row(
         f"{SAMPLERS}:MegatronPretrainingSampler",
-        _wrapper("loader:wrap_sampler"),
+        wrapper("loader:wrap_sampler"),
         parameters=(
             "total_samples",
             "consumed_samples",
@@ -102,14 +104,14 @@ ROWS = (
     ),
     Row(
         f"{TRAINING}:train_step",
-        _wrapper("live:wrap_train_step"),
+        wrapper("live:wrap_train_step"),
         parameters=("forward_step_func", "forward_backward_func"),
         reason="losses by domain, and a decision where one is due",
         group="training",
     ),
     Row(
         f"{TRAINING}:dummy_train_step",
-        _wrapper("live:wrap_dummy_train_step"),
+        wrapper("live:wrap_dummy_train_step"),
         parameters=("data_iterator",),
         reason="skipped iterations count too",
         group="training",
@@ -122,3 +124,44 @@ MEGATRON = Table(
     groups={"dataset": "megatron.core", "training": "megatron.training"},
     rows=ROWS,
 )
+
+
+def choose() -> Table:
+    """The table for the `megatron` that would be imported; nothing is imported for it.
+
+    Megatron-LM has `megatron.core.datasets`; Megatron-DeepSpeed has none, and a module
+    `megatron/training.py` where Megatron-LM has a package.
+
+    Raises:
+        PatchError: There is a `megatron`, and it is neither.
+    """
+    try:
+        found = find_spec("megatron")
+    except ValueError:  # put into sys.modules by hand: `engine.apply` says what it lacks
+        return MEGATRON
+    if found is None:
+        return MEGATRON
+    folders = list(found.submodule_search_locations or [])
+    if _beneath(folders, "core", "datasets"):
+        return MEGATRON
+    training, datasets = _beneath(folders, "training"), _beneath(folders, "data", "gpt_dataset")
+    if training is not None and training.submodule_search_locations is None and datasets:
+        from megatron_patch.deepspeed_table import MEGATRON_DEEPSPEED
+
+        return MEGATRON_DEEPSPEED
+    raise PatchError(
+        f"the package 'megatron' at {', '.join(folders) or found.origin} is neither Megatron-LM "
+        f"(it has no megatron.core.datasets) nor Megatron-DeepSpeed (it has not both the module "
+        f"megatron.training and megatron.data.gpt_dataset); it is left as it was"
+    )
+
+
+def _beneath(folders: list[str], *names: str) -> Any:
+    """The spec of a submodule, without importing what is above it; None: there is none."""
+    spec = None
+    for name in names:
+        spec = PathFinder.find_spec(name, folders)
+        if spec is None:
+            return None
+        folders = list(spec.submodule_search_locations or [])
+    return spec

@@ -9,8 +9,9 @@ from typing import Any
 
 from megatron_patch import plan, state
 from megatron_patch.live import Live
-from megatron_patch.request import Request, request_from
+from megatron_patch.request import Request
 from megatron_patch.state import Run
+from megatron_patch.trainer import MEGATRON, Trainer, refuse
 from mixcore import Controller, Ledger, method
 from mixcore.controller import OWN
 from mixcore.decider import OBSERVED
@@ -57,42 +58,6 @@ def wrap_validate_args(original: Callable[..., Any]) -> Callable[..., Any]:
     return validate_args
 
 
-REFUSED = (
-    (
-        "phase_transition_iterations",
-        "it restarts every domain at each transition, so samples repeat; a schedule in mix.yaml "
-        "does the same change without",
-    ),
-    ("hybrid_context_parallel", "its sampler takes whole global batches"),
-    ("perform_rl_step", "its samples are not read from a blend"),
-    ("mock_data", "it has no domains"),
-    ("sft", "its dataset packs samples by itself"),
-    ("decrease_batch_size_if_needed", "batches must have the size that the ledger says"),
-)
-
-
-def refuse(args: Any) -> None:
-    """Refuse Megatron flags that contradict a live mixture.
-
-    Raises:
-        ArgumentError: Names the flag and the reason.
-    """
-    loader = getattr(args, "dataloader_type", None) or "single"
-    reasons = {
-        "cyclic": "it shuffles all positions anew each epoch, so no mixture can be kept",
-        "external": "its batches come from elsewhere",
-    }
-    if loader != "single":
-        why = reasons.get(loader, "only 'single' is known")
-        raise ArgumentError(f"--dataloader-type {loader} cannot be used with --mix flags: {why}")
-    for name, why in REFUSED:
-        if getattr(args, name, None):
-            flag = "--" + name.replace("_", "-")
-            raise ArgumentError(f"{flag} cannot be used with --mix flags: {why}")
-    if (getattr(args, "gtp_weight_remat_size", None) or 1) > 1:
-        raise ArgumentError("--gtp-weight-remat-size cannot be used with --mix flags: not tried")
-
-
 def wrap_check_checkpoint_args(original: Callable[..., Any]) -> Callable[..., Any]:
     """For `check_checkpoint_args(checkpoint_args)`: gets what a checkpoint was saved with."""
 
@@ -133,22 +98,26 @@ def wrap_data_loaders(original: Callable[..., Any]) -> Callable[..., Any]:
     return build_train_valid_test_data_loaders
 
 
-def begin(args: Any) -> Run:
+def begin(args: Any, trainer: Trainer = MEGATRON) -> Run:
     """Plan the run on rank 0, hand it to all ranks, and make it this process's.
+
+    Args:
+        args: The trainer's parsed arguments.
+        trainer: Whose run it is.
 
     Raises:
         ArgumentError, LedgerError: On all ranks, from rank 0: something does not fit.
     """
     import torch.distributed as dist
 
-    refuse(args)
+    trainer.refuse(args)
     rank, world = dist.get_rank(), dist.get_world_size()
     ranks = Ranks(rank, world, torch_reduce(), torch_broadcast())
     box: list[Any] = [None]
     failure: Exception | None = None
     if rank == 0:
         try:
-            box[0] = _planned(args)
+            box[0] = _planned(args, trainer)
         except Exception as e:  # raised below, once the others know: they wait for this rank
             failure = e
             box[0] = f"{type(e).__name__}: {e}"
@@ -159,7 +128,7 @@ def begin(args: Any) -> Run:
         raise LedgerError(f"rank 0 could not plan the mixture: {box[0]}")
     request, settings, data, resumed = box[0]
     run = Run(request, settings, Ledger.from_bytes(data), resumed)
-    run.live = _live(args, run, ranks)
+    run.live = _live(args, run, ranks, trainer)
     if rank == 0:
         _attach(args, run)
         _tell(run, args.consumed_train_samples)
@@ -167,10 +136,10 @@ def begin(args: Any) -> Run:
     return run
 
 
-def _planned(args: Any) -> tuple[Request, Settings, bytes, dict[str, Any] | None]:
+def _planned(args: Any, trainer: Trainer) -> tuple[Request, Settings, bytes, dict[str, Any] | None]:
     """Rank 0's: request, settings, the ledger's bytes, the state that is gone on from."""
     consumed, saved = args.consumed_train_samples, state.checkpoint()
-    request = request_from(args, _batch_sizes())
+    request = trainer.request(args)
     settings = plan.settings_for(args, request)
     if consumed and saved is None:
         raise LedgerError(
@@ -182,7 +151,7 @@ def _planned(args: Any) -> tuple[Request, Settings, bytes, dict[str, Any] | None
     resumed = _saved_state(saved, consumed)
     if resumed is None:
         now = dict(zip(request.names, request.prefixes, strict=True))
-        before = request_from(saved, moved=now)
+        before = trainer.request_of_checkpoint(saved, now)
         ledger = plan.adopted_ledger(before, request, settings, consumed)
         logger.info("adopted a run of stock Megatron at %d samples", consumed)
         return request, settings, ledger.to_bytes(), None
@@ -219,20 +188,7 @@ def _saved_state(saved: Any, consumed: int) -> dict[str, Any] | None:
     return found
 
 
-def _batch_sizes() -> list[tuple[int, int]] | None:
-    """Megatron's step batch sizes, in samples, from its own calculator; None: there is one size."""
-    from megatron.core import num_microbatches_calculator as calculator
-
-    made = calculator._GLOBAL_NUM_MICROBATCHES_CALCULATOR
-    schedule = getattr(made, "schedule", None)
-    return None if schedule is None else [(int(at), int(size)) for at, size in schedule]
-
-
-def _live(args: Any, run: Run, ranks: Ranks) -> Live:
-    from megatron.core import mpu
-    from megatron.core.num_microbatches_calculator import get_num_microbatches
-
-    data_parallel = mpu.get_data_parallel_rank(), mpu.get_data_parallel_world_size()
+def _live(args: Any, run: Run, ranks: Ranks, trainer: Trainer) -> Live:
     controller = None
     method = _dynamic_method(run)
     if method is not None:
@@ -241,7 +197,7 @@ def _live(args: Any, run: Run, ranks: Ranks) -> Live:
             run.ledger,
             method=method,
             num_workers=args.num_workers,
-            micro_batches=get_num_microbatches(),
+            micro_batches=trainer.micro_batches(),
             rank=ranks.rank,
             world_size=ranks.world_size,
             reduce=torch_reduce(),
@@ -254,11 +210,11 @@ def _live(args: Any, run: Run, ranks: Ranks) -> Live:
         run.ledger,
         ranks,
         controller,
-        observes=mpu.get_tensor_model_parallel_rank() == 0,
+        observes=trainer.observes(),
         micro_batch_size=args.micro_batch_size,
-        data_parallel=data_parallel,
+        data_parallel=trainer.data_parallel(),
         log_interval=args.log_interval,
-        log=_log,
+        log=functools.partial(_log, trainer),
     )
 
 
@@ -342,15 +298,12 @@ def _tell(run: Run, consumed: int) -> None:
     logger.info("mixture from position %d on, order %s%s: %s", consumed, ledger.order, lag, text)
 
 
-def _log(scalars: dict[str, float], iteration: int) -> None:
-    """To Megatron's own writers; the ranks that have none do nothing."""
-    from megatron.training.global_vars import get_tensorboard_writer, get_wandb_writer
-
-    writer = get_tensorboard_writer()
+def _log(trainer: Trainer, scalars: dict[str, float], iteration: int) -> None:
+    """To the trainer's own writers; the ranks that have none do nothing."""
+    writer, wandb = trainer.writers()
     if writer:
         for name, value in scalars.items():
             writer.add_scalar(name, value, iteration)
-    wandb = get_wandb_writer()
     if wandb:
         wandb.log(scalars, iteration)
 

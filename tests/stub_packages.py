@@ -47,10 +47,16 @@ MODULES = {
 class Stubs:
     """The stub packages in a folder that is on the path; everything is forgotten at the end."""
 
-    def __init__(self, root: Path, monkeypatch) -> None:
+    def __init__(self, root: Path, monkeypatch, modules: dict[str, str] = MODULES) -> None:
         self.root = root
-        self.write(MODULES)
+        self.tops = {name.partition("/")[0] for name in modules}
+        for name in self.imported():  # the real ones, if other tests have imported them
+            monkeypatch.delitem(sys.modules, name)
+        self.write(modules)
         monkeypatch.syspath_prepend(root)
+
+    def imported(self) -> list[str]:
+        return [m for m in sys.modules if m.partition(".")[0] in self.tops]
 
     def write(self, files: dict[str, str]) -> None:
         for name, text in files.items():
@@ -64,11 +70,10 @@ class Stubs:
     def load(self, name: str):
         return importlib.import_module(f"stubtron.{name}")
 
-    @staticmethod
-    def forget() -> None:
+    def forget(self) -> None:
         if engine.patches():
             engine.undo()
-        for name in [m for m in sys.modules if m.partition(".")[0] == "stubtron"]:
+        for name in self.imported():
             del sys.modules[name]
 
 

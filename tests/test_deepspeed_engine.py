@@ -198,6 +198,14 @@ def test_checkpoints_go_through_client_state():
         again.load_checkpoint("folder", "t")
 
 
+def test_a_checkpoint_that_only_the_engine_loaded():
+    engine = Engine()
+    loader, _ = mixed.initialize(args_of(), engine, DATA)
+    engine.global_steps, engine.global_samples = 5, 20
+    with pytest.raises(LedgerError, match=r"trained on 20 samples .* position 0: load with mixer"):
+        next(iter(loader))
+
+
 def test_flags_win_over_the_section(tmp_path):
     engine = Engine()
     ledger = tmp_path / "ledger.json"

@@ -17,11 +17,12 @@ Read against DeepSpeed 0.19.6 and 0.19.8: runtime/engine.py, runtime/pipe/engine
 """
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
+from mixcore.batches import Key
 from mixcore.controller import default_lag
 from mixcore.dataset import MixDataset
 from mixcore.errors import ArgumentError, LedgerError
@@ -45,7 +46,7 @@ from mixcore.trainers.mixer import Mixer
 from mixcore.trainers.settings import Settings, load_settings
 from mixcore.trainers.settings import add_arguments as add_arguments
 
-logger = logging.getLogger("mixcore")
+logger = logging.getLogger("DeepSpeed")  # its own: INFO is shown, as the lag should be
 
 KEY = "mixcore"  # of a checkpoint's client_state
 LOGGED = 1024  # domains: beyond, the monitors get nothing by domain
@@ -212,6 +213,20 @@ class DeepSpeedMixer(Mixer):
     def end(self) -> int | None:
         """First position after the run."""
         return self._train_samples
+
+    def micro_batches_left(self) -> Iterator[list[Key]]:
+        """As `Mixer.micro_batches_left`; the engine must be where the mixture is.
+
+        Raises:
+            LedgerError: It has loaded a checkpoint, and the mixer has not.
+        """
+        samples = int(self.engine.global_samples)
+        if samples != self.position:
+            raise LedgerError(
+                f"the engine has trained on {samples} samples (global_samples), the mixture is at "
+                f"position {self.position}: load with mixer.load_checkpoint"
+            )
+        return super().micro_batches_left()
 
     # A step ---------------------------------------------------------------------------------------
 

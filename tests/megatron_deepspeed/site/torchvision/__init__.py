@@ -1,0 +1,1 @@
+"""Megatron-DeepSpeed imports torchvision for its vision models; this stands in for it."""
