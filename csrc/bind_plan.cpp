@@ -250,9 +250,13 @@ Array<i64> PermutationOf(i64 n, u64 key, i64 ordinal, int purpose, const py::obj
   const Radix radix = Radix::Of(static_cast<u64>(n));
   const RoundKeys keys =
       RoundKeys::Of(Words(key, static_cast<u64>(ordinal), 0, static_cast<Purpose>(purpose)));
-  for (py::ssize_t i = 0; i < x.size(); ++i) {
-    CheckRange("points", x.data()[i], 0, n - 1);
-    out.mutable_data()[i] = static_cast<i64>(Permute(radix, keys, static_cast<u64>(x.data()[i])));
+  const i64* points_at = x.data();
+  const i64 size = x.size();
+  for (i64 i = 0; i < size; ++i) CheckRange("points", points_at[i], 0, n - 1);
+  i64* images = out.mutable_data();
+  const py::gil_scoped_release release;  // for callers that share the points among threads
+  for (i64 i = 0; i < size; ++i) {
+    images[i] = static_cast<i64>(Permute(radix, keys, static_cast<u64>(points_at[i])));
   }
   return out;
 }

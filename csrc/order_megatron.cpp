@@ -1,6 +1,7 @@
 // Order `megatron`: the greedy blend of Megatron-Core, bit for bit (greedy.h). The first piece is
-// Megatron's own arithmetic. A later piece starts the rule anew, with the index and the counts
-// taken from its start, and carries what the run owes each domain as a constant in the error.
+// Megatron's own arithmetic. A later piece of other weights starts the rule anew, with the index
+// and the counts taken from its start, and carries what the run owes each domain as a constant in
+// the error. One of the same weights (another batch size) changes nothing.
 #include "errors.h"
 #include "greedy.h"
 #include "sequential.h"
@@ -14,12 +15,13 @@ class MegatronPlan final : public SequentialPlan {
 
  protected:
   void Begin(std::size_t index) override {
-    const Piece& piece = *pieces_[index];
+    const std::size_t first = FirstOfWeights(index);
+    const Piece& piece = *pieces_[first];
     const std::size_t n = piece.weights.size();
     live_.debt.resize(n, 0.0);
     live_.at_start.resize(n, 0);
     if (live_.position == piece.start) {
-      if (index > 0) Owe(*pieces_[index - 1]);
+      if (first > 0) Owe(*pieces_[FirstOfWeights(first - 1)]);
       live_.piece_start = piece.start;
       live_.at_start = live_.counts;
       live_.at_start.resize(n);
@@ -36,7 +38,7 @@ class MegatronPlan final : public SequentialPlan {
       count.push_back(live_.counts[d] - live_.at_start[d]);
     }
     const i32 active = static_cast<i32>(weight.size());
-    greedy_ = std::make_unique<Greedy>(weight.data(), index > 0 ? debt.data() : nullptr, active);
+    greedy_ = std::make_unique<Greedy>(weight.data(), first > 0 ? debt.data() : nullptr, active);
     greedy_->Seek(live_.position - piece.start, count.data());
   }
 
@@ -59,6 +61,12 @@ class MegatronPlan final : public SequentialPlan {
   }
 
  private:
+  // The first of the pieces up to this one that have its weights, without others in between.
+  std::size_t FirstOfWeights(std::size_t index) const {
+    while (index > 0 && pieces_[index - 1]->weights == pieces_[index]->weights) --index;
+    return index;
+  }
+
   // Adds what a finished piece leaves owing: weight x length - draws, in this order of operations.
   void Owe(const Piece& before) {
     const double length = static_cast<double>(live_.position - before.start);

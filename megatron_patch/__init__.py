@@ -11,12 +11,15 @@ Importing this package changes nothing, and imports neither torch nor Megatron.
 """
 
 from collections.abc import Iterable
-from typing import TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from megatron_patch import engine, report, table
 from megatron_patch.rows import PatchError, Row, Table
 
-__all__ = ["PatchError", "Row", "Table", "apply", "status", "undo"]
+if TYPE_CHECKING:
+    from mixcore import Ledger
+
+__all__ = ["PatchError", "Row", "Table", "apply", "ledger", "status", "undo", "use"]
 
 # Another project has the same import name; mixcore._import_name knows ours by this line.
 PROJECT = "mixcore"
@@ -51,3 +54,17 @@ def undo() -> None:
 def status(file: TextIO | None = None) -> str:
     """Print what is bound to what, and return the same text."""
     return report.status(table.MEGATRON, file)
+
+
+def use(*args: Any, **kwargs: Any) -> None:
+    """Mix the train split of the next dataset builder; see `megatron_patch.datasets.use`."""
+    from megatron_patch import datasets
+
+    datasets.use(*args, **kwargs)
+
+
+def ledger() -> "Ledger":
+    """The ledger of the run under way; see `megatron_patch.datasets.ledger`."""
+    from megatron_patch import datasets
+
+    return datasets.ledger()

@@ -1,5 +1,6 @@
 """Argument checks that every public call shares: the message names the argument and its value."""
 
+import json
 import math
 import operator
 from collections.abc import Mapping, Sequence, Set
@@ -39,6 +40,17 @@ def text(name: str, value: object) -> str:
     except UnicodeEncodeError as e:
         raise ArgumentError(f"{name} must be encodable as UTF-8, got {value!r} ({e})") from None
     return value
+
+
+def plain(name: str, value: object) -> dict[str, Any]:
+    """A copy of a mapping of plain values, as JSON would bring it back."""
+    try:
+        copied = json.loads(json.dumps(value, allow_nan=False))
+    except (TypeError, ValueError) as e:
+        raise ArgumentTypeError(f"{name} must be of plain values, got {value!r}: {e}") from None
+    if not isinstance(copied, dict):
+        raise ArgumentTypeError(f"{name} must be a mapping, got {value!r}")
+    return copied
 
 
 def choice(name: str, value: object, allowed: Sequence[str]) -> str:

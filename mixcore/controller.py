@@ -70,6 +70,9 @@ class Controller:
         log: A file that rank 0 writes a line of JSON to at every update.
         author: Author of the decisions in the ledger; None: "mixcore.<name of the method>".
 
+    Attributes:
+        window: What all ranks together observed up to the last update, on every rank; None before.
+
     Raises:
         ValueError, TypeError: A bad argument; the method is static, of other domains, or needs a
             signal that nobody supplies.
@@ -126,6 +129,7 @@ class Controller:
         self._step = 0
         self._since = 0  # position at the last update
         self._met = False  # the other ranks
+        self.window: Window | None = None
         self._check()
 
     @classmethod
@@ -257,7 +261,7 @@ class Controller:
         for _ in range(self.lag_steps):
             effective += self.ledger.batch_at(effective)[1]
         self._check_lag(position, effective, fetched)
-        window = Window(table)
+        window = self.window = Window(table)
         record: dict[str, Any] = {}  # stays on rank 0
 
         def ask() -> dict[str, Any]:

@@ -169,26 +169,21 @@ class GPTDataset:
             raise DataError(f"{self.corpus.idx_path}: changed while it was open")
         return tokens
 
-    def _key(self, epoch: int, purpose: str) -> int:
-        """128 bits named by (seed, name, epoch, purpose); sums like seed + epoch would collide."""
-        text = f"{self.seed}\0{epoch}\0{purpose}\0{self.name}"  # the free text last: unambiguous
-        digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
-        return int.from_bytes(digest, "little")
-
     def _epoch(self, number: int) -> _Epoch:
         # No lock: two threads may build the same epoch, which costs time and changes nothing, while
         # a lock held during a fork would hang the child.
         epoch = self._epochs.get(number)
         if epoch is None:
-            order = _permutation(len(self.corpus), self._key(number, "documents"))
-            documents = order.astype(np.int32)
+            documents = document_order(
+                len(self.corpus), seed=self.seed, name=self.name, epoch=number
+            )
             lengths = np.array(self.corpus.sequence_lengths)  # a copy: the file's is not aligned
             starts = build_sample_idx(
                 lengths, documents, self.seq_length, 1, self.corpus.num_tokens
             )
             samples = None
             if self.sample_shuffle:
-                samples = _permutation(len(self), self._key(number, "samples"))
+                samples = _permutation(len(self), _key(self.seed, self.name, number, "samples"))
             epoch = self._epochs[number] = _Epoch(documents, starts, samples)
             for old in list(self._epochs)[: -self.cache_epochs]:
                 self._epochs.pop(old, None)
@@ -204,6 +199,28 @@ class GPTDataset:
 def inputs_and_labels(sample: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """A sample of S + 1 tokens as its S inputs and, one place on, its S labels (two views)."""
     return sample[:-1], sample[1:]
+
+
+def document_order(count: int, *, seed: int, name: str, epoch: int = 0) -> NDArray[np.int32]:
+    """The order in which an epoch of a domain lays its documents end to end.
+
+    Args:
+        count: Documents, at most 2^31 - 1.
+        seed: Of the run.
+        name: The domain's.
+        epoch: Which one.
+
+    Returns:
+        int32[count], a permutation of 0 to count - 1.
+    """
+    return _permutation(count, _key(seed, name, epoch, "documents")).astype(np.int32)
+
+
+def _key(seed: int, name: str, epoch: int, purpose: str) -> int:
+    """128 bits named by (seed, name, epoch, purpose); sums like seed + epoch would collide."""
+    text = f"{seed}\0{epoch}\0{purpose}\0{name}"  # the free text last: unambiguous
+    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+    return int.from_bytes(digest, "little")
 
 
 def _permutation(size: int, key: int) -> NDArray[np.int64]:

@@ -2,7 +2,8 @@
 
 import json
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mixcore import _core, checkpoints
-from mixcore._checks import MAX_BATCH, MAX_POSITION, choice, integer, text, weights
+from mixcore._checks import MAX_BATCH, MAX_POSITION, choice, integer, plain, text, weights
 from mixcore.decision import Decision
 from mixcore.domains import Domain, check_domains, stream_key
 from mixcore.errors import ArgumentError, ArgumentTypeError, LedgerError
@@ -25,7 +26,7 @@ from mixcore.schedule import (
     schedule_from,
 )
 from mixcore.segment import Segment, segment_at
-from mixcore.timeline import Piece, Timeline, pieces_of
+from mixcore.timeline import Piece, Timeline, batch_sizes_after, pieces_of
 
 ORDERS = ("balanced", "megatron", "random")
 ON_CAP = ("redistribute", "stop", "error")
@@ -52,6 +53,8 @@ class Ledger:
             the last full batch, or "error".
         tokens_per_sample: Needed by schedules in tokens, and by reports.
         schedule: Weights known in advance (`piecewise`, `linear`, or their JSON form).
+        notes: Plain values that belong to the run and that mixcore does not read; they are kept
+            in the header and are not part of any digest.
 
     Attributes:
         lock: Held while a decision is checked and applied. A loader holds it from reading the
@@ -72,9 +75,10 @@ class Ledger:
         on_cap: str = "redistribute",
         tokens_per_sample: int | None = None,
         schedule: Schedule | dict[str, Any] | Sequence[Any] | None = None,
+        notes: Mapping[str, Any] | None = None,
     ) -> None:
         domains = check_domains(domains)
-        self._setup(seed, order, on_cap, tokens_per_sample)
+        self._setup(seed, order, on_cap, tokens_per_sample, notes)
         if weights is None and schedule is None:
             raise ArgumentError("weights must be given unless the schedule begins at 0, got None")
         batch_size = integer("batch_size", batch_size, 1, MAX_BATCH)
@@ -84,13 +88,21 @@ class Ledger:
             raise ArgumentError("weights must be given unless the schedule begins at 0, got None")
         self._apply(decision)
 
-    def _setup(self, seed: int, order: str, on_cap: str, tokens_per_sample: int | None) -> None:
+    def _setup(
+        self,
+        seed: int,
+        order: str,
+        on_cap: str,
+        tokens_per_sample: int | None,
+        notes: Mapping[str, Any] | None,
+    ) -> None:
         self.seed = integer("seed", seed, -(1 << 63), (1 << 64) - 1)
         self.order = choice("order", order, ORDERS)
         self.on_cap = choice("on_cap", on_cap, ON_CAP)
         if tokens_per_sample is not None:
             tokens_per_sample = integer("tokens_per_sample", tokens_per_sample, 1, MAX_POSITION)
         self.tokens_per_sample = tokens_per_sample
+        self.notes = plain("notes", {} if notes is None else notes)
         self.lock = threading.RLock()
         self._domains: tuple[Domain, ...] = ()
         self._decisions: list[Decision] = []
@@ -228,7 +240,8 @@ class Ledger:
             reason: Why, for people.
             author: By whom, for people.
             schedule: Weights for later positions, known now.
-            replace_future: Drop decisions dated after this position instead of raising.
+            replace_future: Drop decisions dated after this position instead of raising. Later
+                changes of nothing but the batch size do not contradict new weights: they stay.
 
         Returns:
             The effective position.
@@ -243,18 +256,17 @@ class Ledger:
             raise ArgumentError("append needs weights, batch_size or a schedule; all are None")
         if batch_size is not None:
             batch_size = integer("batch_size", batch_size, 1, MAX_BATCH)
-        replace = bool(replace_future)
+        dropping = bool(replace_future)
         with self.lock:
             nothing = isinstance(add, (tuple, list)) and not add
             added = () if nothing else check_domains(add, self._domains, "add")
             if added and weights is None:
                 raise ArgumentError(f"weights must be given with add={[d.name for d in added]}")
             effective = self._effective(position)
-            self._commit(
-                self._decide(
-                    effective, weights, batch_size, added, schedule, replace, reason, author
-                )
+            decision = self._decide(
+                effective, weights, batch_size, added, schedule, dropping, reason, author
             )
+            self._commit(self._keeping_batch_sizes(decision))
         return effective
 
     def _append_shares(
@@ -296,8 +308,20 @@ class Ledger:
                 reason=text("reason", reason),
                 author=text("author", author),
             )
-            self._commit(decision)
+            self._commit(self._keeping_batch_sizes(decision))
         return decision.position
+
+    def _keeping_batch_sizes(self, decision: Decision) -> Decision:
+        """The decision, with the batch sizes already decided for later where it says nothing of it.
+
+        Only weights given to the known domains, before changes of the batch size alone, do that: it
+        is the one later-dated decision that new weights do not contradict.
+        """
+        silent = decision.batch_size is None and decision.schedule is None and not decision.add
+        if decision.shares is None or decision.replace_future or not silent:
+            return decision
+        kept = batch_sizes_after(self.pieces_from(decision.position))
+        return replace(decision, schedule=kept, replace_future=True) if kept else decision
 
     def _effective(self, position: int) -> int:
         """The batch boundary at or after position; refused where samples have been fetched."""
@@ -438,13 +462,14 @@ class Ledger:
 
     def header(self) -> dict[str, Any]:
         """First line of the ledger file, without its hash."""
-        return {
+        header = {
             "format": "mixcore.ledger/1",
             "seed": self.seed,
             "order": self.order,
             "on_cap": self.on_cap,
             "tokens_per_sample": self.tokens_per_sample,
         }
+        return header | ({"notes": self.notes} if self.notes else {})
 
     def save(self, path: str | Path) -> None:
         """Write the ledger, or the decisions that the file at `path` lacks; fsynced.
@@ -510,7 +535,11 @@ class Ledger:
         ledger = cls.__new__(cls)
         try:
             ledger._setup(
-                header["seed"], header["order"], header["on_cap"], header["tokens_per_sample"]
+                header["seed"],
+                header["order"],
+                header["on_cap"],
+                header["tokens_per_sample"],
+                header.get("notes"),
             )
         except (KeyError, ValueError, TypeError) as e:
             raise LedgerError(f"{where}: the header is wrong: {e}") from None

@@ -404,8 +404,12 @@ class Run:
         n = len(self.domains)
         made: list[tuple[int, int]] = []
         counts, debts = [0] * n, [0.0] * n
-        for i, piece in enumerate(self.pieces):
-            stop = self.pieces[i + 1].start if i + 1 < len(self.pieces) else count
+        pieces = self.pieces[:1]
+        for p in self.pieces[1:]:  # another batch size alone changes nothing
+            if p.weights != pieces[-1].weights:
+                pieces.append(p)
+        for i, piece in enumerate(pieces):
+            stop = pieces[i + 1].start if i + 1 < len(pieces) else count
             base = list(counts)
             active = [d for d, w in enumerate(piece.weights) if w > 0]
             for t in range(min(stop, count) - piece.start):

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from mixcore._checks import MAX_POSITION, integer
 from mixcore.decision import Decision
 from mixcore.domains import Domain
+from mixcore.schedule import ResolvedSchedule, Step
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,6 +157,22 @@ def pieces_of(decision: Decision, current: Piece | None) -> Iterator[Piece]:
         held = Piece(step.position, batch, shares, floats, 0, b"")
     assert held is not None
     yield held
+
+
+def batch_sizes_after(pieces: Sequence[Piece]) -> ResolvedSchedule | None:
+    """What pieces after the first decide, if it is nothing but batch sizes.
+
+    Args:
+        pieces: The piece in force somewhere, and those after it.
+
+    Returns:
+        A schedule of batch sizes alone, or None: there is nothing later, or also other shares.
+    """
+    first, later = pieces[0], pieces[1:]
+    if not later or any(not np.array_equal(p.shares, first.shares) for p in later):
+        return None
+    steps = tuple(Step(p.start, None, None, p.batch_size) for p in later)
+    return ResolvedSchedule("piecewise", 1, steps)
 
 
 def _chain(before: Piece | None, root: bytes, piece: Piece, domains: Sequence[Domain]) -> bytes:

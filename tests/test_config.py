@@ -94,8 +94,8 @@ schedule:
   points:
     - [0, [1, 0]]
     - {at: 1e6, weights: {code: 0.5, web: 5e-1}}
-method: {name: odm, update_every: 100, lag_steps: 2, gamma: 0.1, deep: {a: [1]}}
 guards: {floor: 0.01, max_change: 0.5, repeat_cap: 4}
+ledger: out/ledger.json
 """
     )
     assert (config.seed, config.order, config.on_cap) == (-7, "random", "stop")
@@ -106,9 +106,32 @@ guards: {floor: 0.01, max_change: 0.5, repeat_cap: 4}
         every=5,
         unit="tokens",
     )
-    assert config.method == MethodConfig("odm", 100, 2, {"gamma": 0.1, "deep": {"a": [1]}})
+    assert config.ledger_path == config.file.parent / "out" / "ledger.json"
     assert config.guards == Guards(0.01, 0.5, 4.0)
     assert config.ledger().order == "random"
+
+
+def test_a_method_and_its_options(load):
+    config = load(
+        GOOD + "method: {name: odm, update_every: 100, lag_steps: 2, smoothing_factor: 0.5, "
+        "initial: {web: 1, code: 2}}\n"
+    )
+    options = {"smoothing_factor": 0.5, "initial": {"web": 1, "code": 2}}
+    assert config.method == MethodConfig("odm", 100, 2, options)
+
+
+def test_a_static_method_gives_the_weights(load):
+    text = GOOD.replace(", weight: 3", "").replace(", weight: 1", "")
+    config = load(text + "method: {name: proportional}\n")
+    assert config.weights == (1000 / 1500, 500 / 1500)
+    assert config.ledger().weights_at(0) == pytest.approx([2 / 3, 1 / 3])
+
+
+def test_a_control_file_is_the_method_external(load):
+    config = load(GOOD + "control: weights.json\nmethod: {update_every: 5}\n")
+    path = config.file.parent / "weights.json"
+    assert config.control_path == path
+    assert config.method == MethodConfig("external", 5, None, {"path": str(path)})
 
 
 def test_a_schedule_at_0_stands_in_for_weights(load):
@@ -331,6 +354,41 @@ method: {update_every: 0}
         ),
         (GOOD + "method: odm\n", "line 5: method must be a mapping, got 'odm' (str)"),
         (GOOD + "method: {name: 3}\n", "line 5: method.name must be a str, got 3 (int)"),
+        (
+            GOOD + "method: {name: odmm}\n",
+            "line 5: method.name: no method is named 'odmm'; did you mean 'odm'?; known: ",
+        ),
+        (
+            GOOD + "method: {name: odm, warmup_stps: 3}\n",
+            "line 5: method.warmup_stps is not a known key (its value: 3 (int)); did you mean "
+            "'warmup_steps'?; known: name, update_every, lag_steps, initial, ",
+        ),
+        (
+            GOOD + "method:\n  name: odm\n  smoothing_factor: 3\n",
+            "line 7: method.smoothing_factor must be in [0, 1], got 3",
+        ),
+        (
+            GOOD + "method: {name: odm, initial: {web: 1}}\n",
+            "line 5: method.initial must name every domain; missing: ['code']",
+        ),
+        (
+            GOOD + "method: {name: schedule}\n",
+            "line 5: method: method 'schedule' needs the option points",
+        ),
+        (
+            GOOD + "method: {name: uniform}\n",
+            "line 5: method.name 'uniform' is a static rule: it chooses the weights at the start, "
+            "and so does domains[0].weight; leave one of them out",
+        ),
+        (
+            GOOD + "schedule: [[100, [1, 1]]]\nmethod: {name: odm}\n",
+            "line 5: schedule has weights for later positions, and the method 'odm' would decide",
+        ),
+        (
+            GOOD + "method: {name: odm}\ncontrol: c.json\n",
+            "line 6: control: ",
+        ),
+        (GOOD + "ledger: 5\n", "line 5: ledger must be the path of a file, got 5 (int)"),
         (GOOD + "guards: {max_change: -1}\n", "line 5: guards.max_change must be finite and >= 0"),
         (GOOD + "5: 6\n", "line 5: 5 is not a known key (its value: 6 (int))"),
     ],

@@ -12,7 +12,13 @@ from hypothesis import strategies as st
 
 import mixcore.gpt_dataset
 from mixcore.errors import ArgumentError, ArgumentTypeError, DataError, OutOfRangeError
-from mixcore.gpt_dataset import GPTDataset, _permutation, build_sample_idx, inputs_and_labels
+from mixcore.gpt_dataset import (
+    GPTDataset,
+    _permutation,
+    build_sample_idx,
+    document_order,
+    inputs_and_labels,
+)
 from mixcore.indexed_writer import IndexedWriter
 
 
@@ -87,7 +93,8 @@ def test_known_order(tmp_path):
     assert dataset._epoch(3).documents.tolist() == [2, 7, 4, 1, 8, 0, 6, 3, 5]
     assert dataset._epoch(3).samples.tolist() == [4, 1, 2, 3, 0]
     default = GPTDataset(corpus(tmp_path, LENGTHS), 4, seed=1234)  # its name: "corpus"
-    assert default._key(3, "documents") != dataset._key(3, "documents")
+    assert default._epoch(3).documents.tolist() != dataset._epoch(3).documents.tolist()
+    assert document_order(9, seed=1234, name="web", epoch=3).tolist() == [2, 7, 4, 1, 8, 0, 6, 3, 5]
     assert dataset[3, 0].tolist() == [20, 21, 22, 0, 1]
 
 

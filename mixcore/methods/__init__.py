@@ -114,6 +114,16 @@ def method(name: str, *, domains: Sequence[Domain], **options: Any) -> Method:
     return cls(domains, **options)
 
 
+def method_names() -> list[str]:
+    """The name of every method; none is imported for it."""
+    return list(_METHODS)
+
+
+def method_options(name: str) -> dict[str, Any]:
+    """A method's options with their defaults; `...` where there is none."""
+    return _options(_class(name))
+
+
 def methods() -> dict[str, MethodInfo]:
     """Every method by its name, with family, needs, update period, cost and paper."""
     found = {}

@@ -290,11 +290,11 @@ def start(
     corpus: Corpus,
     *,
     ranks: int = 1,
-    iterations: int = 50,
+    iterations: int | None = 50,
     weights: Sequence[float] = (0.5, 0.3, 0.2),
     flags: Sequence[str] = (),
     micro_batch: int = 2,
-    global_batch: int = 8,
+    global_batch: int | None = 8,
     patched: bool = False,
     megatron: Path | None = None,
     script: Path = EXAMPLE,
@@ -306,11 +306,11 @@ def start(
         folder: Where it writes logs and records.
         corpus: Its data.
         ranks: How many processes.
-        iterations: --train-iters.
+        iterations: --train-iters; None: the flags say --train-samples.
         weights: One a domain.
         flags: Further flags of Megatron.
         micro_batch: --micro-batch-size.
-        global_batch: --global-batch-size.
+        global_batch: --global-batch-size; None: not given.
         patched: Run the script through `-m megatron_patch`.
         megatron: The folder that holds the package `megatron`; megatron-core 0.19.2 if not given.
         script: What to run: a script that calls `megatron.training.pretrain`.
@@ -322,8 +322,10 @@ def start(
         *(["-m", "megatron_patch"] if patched else []),
         *[str(HERE / "record.py"), *MODEL, "--vocab-size", str(corpus.vocab_size)],
         *["--seq-length", str(SEQUENCE), "--max-position-embeddings", str(SEQUENCE)],
-        *["--micro-batch-size", str(micro_batch), "--global-batch-size", str(global_batch)],
-        *["--train-iters", str(iterations), "--data-path", *corpus.blend(weights)],
+        *["--micro-batch-size", str(micro_batch)],
+        *([] if global_batch is None else ["--global-batch-size", str(global_batch)]),
+        *([] if iterations is None else ["--train-iters", str(iterations)]),
+        *["--data-path", *corpus.blend(weights)],
         *["--data-cache-path", str(folder / "cache"), *flags],
     ]
     return Running(folder, [command] * ranks, environment(megatron or core(), folder, script))

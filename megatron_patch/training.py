@@ -1,0 +1,381 @@
+"""Where Megatron's training meets ours: flags, the run's beginning, checkpoints."""
+
+import functools
+import json
+import logging
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from megatron_patch import plan, state
+from megatron_patch.live import Live
+from megatron_patch.request import Request, request_from
+from megatron_patch.state import Run
+from mixcore import Controller, Ledger, method
+from mixcore.controller import OWN
+from mixcore.decider import OBSERVED
+from mixcore.distributed import torch_broadcast, torch_reduce
+from mixcore.errors import ArgumentError, LedgerError
+from mixcore.methods.base import Method
+from mixcore.ranks import Ranks
+from mixcore.trainers.settings import FLAGS, Settings, add_arguments
+
+logger = logging.getLogger("megatron_patch")
+
+FORMAT = "megatron_patch/1"
+STATE = "mixcore_state"  # an attribute of Megatron's arguments, which every checkpoint holds
+
+
+def mixes(args: Any) -> bool:
+    """Whether the arguments have a `--mix-*` flag."""
+    return any(getattr(args, name, None) is not None for name in ("mix_config", *FLAGS))
+
+
+def wrap_add_arguments(original: Callable[..., Any]) -> Callable[..., Any]:
+    """For `add_megatron_arguments(parser)`: ours too."""
+
+    @functools.wraps(original)
+    def add_megatron_arguments(parser: Any) -> Any:
+        return add_arguments(original(parser))
+
+    return add_megatron_arguments
+
+
+def wrap_validate_args(original: Callable[..., Any]) -> Callable[..., Any]:
+    """For `validate_args(args, defaults)`: refuse at once what cannot work."""
+
+    @functools.wraps(original)
+    def validate_args(args: Any, *more: Any, **named: Any) -> Any:
+        result = original(args, *more, **named)
+        if mixes(args):
+            refuse(args)
+        return result
+
+    return validate_args
+
+
+REFUSED = (
+    (
+        "phase_transition_iterations",
+        "it restarts every domain at each transition, so samples repeat; a schedule in mix.yaml "
+        "does the same change without",
+    ),
+    ("hybrid_context_parallel", "its sampler takes whole global batches"),
+    ("perform_rl_step", "its samples are not read from a blend"),
+    ("mock_data", "it has no domains"),
+    ("sft", "its dataset packs samples by itself"),
+    ("decrease_batch_size_if_needed", "batches must have the size that the ledger says"),
+)
+
+
+def refuse(args: Any) -> None:
+    """Refuse Megatron flags that contradict a live mixture.
+
+    Raises:
+        ArgumentError: Names the flag and the reason.
+    """
+    loader = getattr(args, "dataloader_type", None) or "single"
+    reasons = {
+        "cyclic": "it shuffles all positions anew each epoch, so no mixture can be kept",
+        "external": "its batches come from elsewhere",
+    }
+    if loader != "single":
+        why = reasons.get(loader, "only 'single' is known")
+        raise ArgumentError(f"--dataloader-type {loader} cannot be used with --mix flags: {why}")
+    for name, why in REFUSED:
+        if getattr(args, name, None):
+            flag = "--" + name.replace("_", "-")
+            raise ArgumentError(f"{flag} cannot be used with --mix flags: {why}")
+    if (getattr(args, "gtp_weight_remat_size", None) or 1) > 1:
+        raise ArgumentError("--gtp-weight-remat-size cannot be used with --mix flags: not tried")
+
+
+def wrap_check_checkpoint_args(original: Callable[..., Any]) -> Callable[..., Any]:
+    """For `check_checkpoint_args(checkpoint_args)`: gets what a checkpoint was saved with."""
+
+    @functools.wraps(original)
+    def check_checkpoint_args(checkpoint_args: Any, *more: Any, **named: Any) -> Any:
+        state.remember_checkpoint(checkpoint_args)
+        return original(checkpoint_args, *more, **named)
+
+    return check_checkpoint_args
+
+
+def wrap_pretrain(original: Callable[..., Any]) -> Callable[..., Any]:
+    """For `pretrain`: a run begins with it, a second one in the same process too (restarts)."""
+
+    @functools.wraps(original)
+    def pretrain(*args: Any, **kwargs: Any) -> Any:
+        state.end()
+        return original(*args, **kwargs)
+
+    return pretrain
+
+
+def wrap_data_loaders(original: Callable[..., Any]) -> Callable[..., Any]:
+    """For `build_train_valid_test_data_loaders`: all ranks pass here, after a checkpoint is loaded.
+
+    With a virtual pipeline it is called once a stage; the run begins at the first call.
+    """
+
+    @functools.wraps(original)
+    def build_train_valid_test_data_loaders(*args: Any, **kwargs: Any) -> Any:
+        from megatron.training import get_args
+
+        given = get_args()
+        if mixes(given) and state.current() is None and not given.skip_train:
+            begin(given)
+        return original(*args, **kwargs)
+
+    return build_train_valid_test_data_loaders
+
+
+def begin(args: Any) -> Run:
+    """Plan the run on rank 0, hand it to all ranks, and make it this process's.
+
+    Raises:
+        ArgumentError, LedgerError: On all ranks, from rank 0: something does not fit.
+    """
+    import torch.distributed as dist
+
+    refuse(args)
+    rank, world = dist.get_rank(), dist.get_world_size()
+    ranks = Ranks(rank, world, torch_reduce(), torch_broadcast())
+    box: list[Any] = [None]
+    failure: Exception | None = None
+    if rank == 0:
+        try:
+            box[0] = _planned(args)
+        except Exception as e:  # raised below, once the others know: they wait for this rank
+            failure = e
+            box[0] = f"{type(e).__name__}: {e}"
+    dist.broadcast_object_list(box, src=0)
+    if failure is not None:
+        raise failure
+    if isinstance(box[0], str):
+        raise LedgerError(f"rank 0 could not plan the mixture: {box[0]}")
+    request, settings, data, resumed = box[0]
+    run = Run(request, settings, Ledger.from_bytes(data), resumed)
+    run.live = _live(args, run, ranks)
+    if rank == 0:
+        _attach(args, run)
+        _tell(run, args.consumed_train_samples)
+    state.begin(run)
+    return run
+
+
+def _planned(args: Any) -> tuple[Request, Settings, bytes, dict[str, Any] | None]:
+    """Rank 0's: request, settings, the ledger's bytes, the state that is gone on from."""
+    consumed, saved = args.consumed_train_samples, state.checkpoint()
+    request = request_from(args, _batch_sizes())
+    settings = plan.settings_for(args, request)
+    if consumed and saved is None:
+        raise LedgerError(
+            f"the checkpoint at {consumed} samples holds no arguments, so nobody can tell what was "
+            f"trained on"
+        )
+    if saved is None or not consumed:
+        return request, settings, plan.new_ledger(request, settings).to_bytes(), None
+    resumed = _saved_state(saved, consumed)
+    if resumed is None:
+        now = dict(zip(request.names, request.prefixes, strict=True))
+        before = request_from(saved, moved=now)
+        ledger = plan.adopted_ledger(before, request, settings, consumed)
+        logger.info("adopted a run of stock Megatron at %d samples", consumed)
+        return request, settings, ledger.to_bytes(), None
+    ledger = Ledger.from_bytes(resumed["ledger"].encode())
+    plan.continue_with(ledger, request, settings, consumed, resumed["asked"])
+    return request, settings, ledger.to_bytes(), resumed
+
+
+def _saved_state(saved: Any, consumed: int) -> dict[str, Any] | None:
+    """The state in a checkpoint's arguments; None: it is one of stock Megatron.
+
+    Raises:
+        LedgerError: It has one, but not of this moment, or lost it.
+    """
+    text = getattr(saved, STATE, None)
+    if text is None:
+        if mixes(saved):
+            raise LedgerError(
+                "the checkpoint was saved by a run with --mix flags, but not through megatron_patch"
+                ": its ledger is missing, and what was trained on is unknown"
+            )
+        return None
+    found: dict[str, Any] = json.loads(text)
+    if found.get("format") != FORMAT:
+        raise LedgerError(
+            f"the checkpoint's mixture has the format {found.get('format')!r}; this version reads "
+            f"{FORMAT!r}"
+        )
+    if found["position"] != consumed:
+        raise LedgerError(
+            f"the checkpoint's mixture is at position {found['position']}, but Megatron has "
+            f"consumed {consumed} samples"
+        )
+    return found
+
+
+def _batch_sizes() -> list[tuple[int, int]] | None:
+    """Megatron's step batch sizes, in samples, from its own calculator; None: there is one size."""
+    from megatron.core import num_microbatches_calculator as calculator
+
+    made = calculator._GLOBAL_NUM_MICROBATCHES_CALCULATOR
+    schedule = getattr(made, "schedule", None)
+    return None if schedule is None else [(int(at), int(size)) for at, size in schedule]
+
+
+def _live(args: Any, run: Run, ranks: Ranks) -> Live:
+    from megatron.core import mpu
+    from megatron.core.num_microbatches_calculator import get_num_microbatches
+
+    data_parallel = mpu.get_data_parallel_rank(), mpu.get_data_parallel_world_size()
+    controller = None
+    method = _dynamic_method(run)
+    if method is not None:
+        controller = Controller.from_config(
+            run.settings.config,
+            run.ledger,
+            method=method,
+            num_workers=args.num_workers,
+            micro_batches=get_num_microbatches(),
+            rank=ranks.rank,
+            world_size=ranks.world_size,
+            reduce=torch_reduce(),
+            broadcast=torch_broadcast(),
+            log=_decision_log(args),
+            **_lag(run),
+        )
+        _go_on(run, controller)
+    return Live(
+        run.ledger,
+        ranks,
+        controller,
+        observes=mpu.get_tensor_model_parallel_rank() == 0,
+        micro_batch_size=args.micro_batch_size,
+        data_parallel=data_parallel,
+        log_interval=args.log_interval,
+        log=_log,
+    )
+
+
+def _dynamic_method(run: Run) -> Method | None:
+    """The method that decides while the run goes on, if the configuration has one.
+
+    Raises:
+        ArgumentError: It needs more than losses.
+    """
+    wanted = run.settings.config.method
+    if wanted is None:
+        return None
+    made = method(wanted.name, domains=run.ledger.domains, **wanted.options)
+    missing = [n for n in made.needs if n not in (*OBSERVED, *OWN)]
+    if missing:
+        raise ArgumentError(
+            f"method {wanted.name!r} needs {', '.join(missing)}; under Megatron there are losses, "
+            f"tokens and draws by domain, and nothing else: gradients by domain take micro-batches "
+            f"of one domain (mixcore.gradients, in a training loop of one's own)"
+        )
+    return made if made.dynamic else None
+
+
+def _lag(run: Run) -> dict[str, Any]:
+    """A lag that is not given stays what it was, whatever the number of workers now."""
+    before = None if run.resumed is None else run.resumed["controller"]
+    if run.settings.lag_steps is None and before is not None:
+        return {"lag_steps": before["lag_steps"]}
+    return {}
+
+
+def _go_on(run: Run, controller: Controller) -> None:
+    """Give the controller its state back, if it is of the same method."""
+    before = None if run.resumed is None else run.resumed["controller"]
+    if before is None:
+        return
+    if before["method"]["name"] != controller.method.name:
+        logger.info(
+            "the method was %r and is %r from here on",
+            before["method"]["name"],
+            controller.method.name,
+        )
+        return
+    # The ledger is the checkpoint's own, and perhaps what the new command line adds to it.
+    now = {"decisions": run.ledger.num_decisions, "digest": run.ledger.digest}
+    controller.load_state_dict(before | {"ledger": now})
+
+
+def _attach(args: Any, run: Run) -> None:
+    """Rank 0 keeps the ledger in a file; one that is there and goes on otherwise is put aside."""
+    path = run.settings.ledger_path
+    if path is None:
+        if not args.save:
+            return
+        path = Path(args.save) / "mixcore_ledger.json"
+    try:
+        run.ledger.attach(path)
+    except LedgerError as e:
+        aside = path.with_name(f"{path.name}.{time.strftime('%Y%m%d-%H%M%S')}.{os.getpid()}")
+        path.rename(aside)
+        logger.warning("%s; it was kept as %s", e, aside)
+        run.ledger.attach(path)
+
+
+def _decision_log(args: Any) -> Path | None:
+    return Path(args.save) / "mixcore_decisions.jsonl" if args.save else None
+
+
+def _tell(run: Run, consumed: int) -> None:
+    ledger = run.ledger
+    both = zip(ledger.domains, ledger.weights_at(consumed), strict=True)
+    weights = ", ".join(f"{d.name} {w:.4g}" for d, w in both)
+    text = weights if len(ledger.domains) <= 32 else f"{len(ledger.domains)} domains"
+    lag = "" if run.live.controller is None else f", lag {run.live.controller.lag_steps} steps"
+    logger.info("mixture from position %d on, order %s%s: %s", consumed, ledger.order, lag, text)
+
+
+def _log(scalars: dict[str, float], iteration: int) -> None:
+    """To Megatron's own writers; the ranks that have none do nothing."""
+    from megatron.training.global_vars import get_tensorboard_writer, get_wandb_writer
+
+    writer = get_tensorboard_writer()
+    if writer:
+        for name, value in scalars.items():
+            writer.add_scalar(name, value, iteration)
+    wandb = get_wandb_writer()
+    if wandb:
+        wandb.log(scalars, iteration)
+
+
+def wrap_save_checkpoint(original: Callable[..., Any]) -> Callable[..., Any]:
+    """For `save_checkpoint`: the ledger and the method's state go in with Megatron's arguments.
+
+    So they are in every checkpoint, of any format, as whole or as absent as the rest of it.
+    """
+
+    @functools.wraps(original)
+    def save_checkpoint(*args: Any, **kwargs: Any) -> Any:
+        run = state.current()
+        if run is not None:
+            from megatron.training import get_args
+
+            given = get_args()
+            setattr(given, STATE, state_text(run, given.consumed_train_samples))
+        return original(*args, **kwargs)
+
+    return save_checkpoint
+
+
+def state_text(run: Run, consumed: int) -> str:
+    """All that a resumed run needs, as JSON; every rank must call it."""
+    return json.dumps(
+        {
+            "format": FORMAT,
+            "position": consumed,
+            "ledger": run.ledger.to_bytes().decode(),
+            "digest": run.ledger.digest,
+            "asked": plan.asked(run.request, run.settings),
+            "controller": None if run.live is None else run.live.state_dict(),
+        }
+    )
