@@ -30,7 +30,10 @@ LAYOUTS = {
     "PP=2": (2, ["--pipeline-model-parallel-size", "2"]),
 }
 # Every way to start it that must not change a byte, and its further flags.
-LAUNCHES: dict[str, list[str]] = {"`-m megatron_patch`, no flag": []}
+LAUNCHES = {
+    "`-m megatron_patch`, no flag": [],
+    "`-m megatron_patch`, `--mix-order megatron`": ["--mix-order", "megatron"],
+}
 PAGE = """# Upstream
 
 Written by `make upstream MEGATRON=<checkout of Megatron-LM>`: Megatron's own unit tests and its own

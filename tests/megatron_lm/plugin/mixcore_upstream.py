@@ -10,13 +10,14 @@ import os
 import sys
 import types
 
+DOWNLOADER = "tests.test_utils.python_scripts.download_unit_tests_dataset"
+sys.modules[DOWNLOADER] = types.ModuleType(DOWNLOADER)  # before any conftest is read
+sys.modules[DOWNLOADER].download_and_extract_asset = lambda **_: None
+
 outcomes = {}
 
 
 def pytest_configure(config):
-    name = "tests.test_utils.python_scripts.download_unit_tests_dataset"
-    sys.modules[name] = types.ModuleType(name)
-    sys.modules[name].download_and_extract_asset = lambda **_: None
     if os.environ.get("MIXCORE_PATCH") == "1":
         import megatron_patch
 
