@@ -80,7 +80,8 @@ def unit_tests(checkout: Path, file: str, patched: bool, folder: Path) -> dict[s
     env |= {"MIXCORE_PATCH": "01"[patched], "MIXCORE_OUTCOMES": str(outcomes)}
     path = f"tests/unit_tests/data/test_{file}.py"
     command = [sys.executable, "-m", "pytest", "-q", "-p", "mixcore_upstream"]
-    command += ["-p", "no:cacheprovider", path]
+    # Its tests share a folder two levels above their own, which must not be another session's.
+    command += ["-p", "no:cacheprovider", "--basetemp", str(folder / "pytest" / "base"), path]
     done = subprocess.run(command, cwd=checkout, env=env, capture_output=True, text=True)
     if not outcomes.exists() or done.returncode not in (0, 1):
         raise SystemExit(f"{path}: pytest ended with {done.returncode}\n{done.stdout}{done.stderr}")
