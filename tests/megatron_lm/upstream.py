@@ -81,7 +81,9 @@ def unit_tests(checkout: Path, file: str, patched: bool, folder: Path) -> dict[s
     path = f"tests/unit_tests/data/test_{file}.py"
     command = [sys.executable, "-m", "pytest", "-q", "-p", "mixcore_upstream"]
     # Its tests share a folder two levels above their own, which must not be another session's.
-    command += ["-p", "no:cacheprovider", "--basetemp", str(folder / "pytest" / "base"), path]
+    base = folder / f"pytest-{file}-{patched}"
+    base.mkdir()
+    command += ["-p", "no:cacheprovider", "--basetemp", str(base / "tests"), path]
     done = subprocess.run(command, cwd=checkout, env=env, capture_output=True, text=True)
     if not outcomes.exists() or done.returncode not in (0, 1):
         raise SystemExit(f"{path}: pytest ended with {done.returncode}\n{done.stdout}{done.stderr}")
