@@ -11,7 +11,9 @@ NATIVE_TESTS := $(addprefix tests/test_,philox.py permute.py shares.py reference
 # The Megatrons that the tests run, in folders of their own: they must not come with a torch.
 MEGATRONS := build/megatron-core-0.19.2/.installed build/megatron-core-0.16.1/.installed
 
-.PHONY: all test megatron deepspeed demo lint format sanitize bench gpu clean
+UPSTREAM := build/upstream
+
+.PHONY: all test megatron upstream deepspeed demo lint format sanitize bench gpu clean
 
 all: $(STAMP)
 
@@ -43,6 +45,20 @@ build/megatron-core-%/.installed: | $(STAMP)
 		--target $(@D) megatron-core==$*
 	ls $(@D)/megatron/core/datasets/helpers_cpp.*.so
 	test -e $(@D)/megatron/core/datasets/Makefile || echo default: > $(@D)/megatron/core/datasets/Makefile
+	@touch $@
+
+# make upstream MEGATRON=folder: with a checkout of NVIDIA/Megatron-LM; writes docs/upstream.md.
+upstream: $(UPSTREAM)/.installed
+	PATH=$(abspath $(UPSTREAM))/bin:$$PATH PYTHONPATH=$(CURDIR) \
+		$(UPSTREAM)/bin/python tests/megatron_lm/upstream.py "$(MEGATRON)"
+
+# What its scripts and tests import beside our own packages, which this environment looks at too.
+$(UPSTREAM)/.installed: $(STAMP)
+	$(PYTHON) -m venv --clear $(UPSTREAM)
+	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" \
+		> $$($(UPSTREAM)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/ours.pth
+	$(UPSTREAM)/bin/pip install --quiet --constraint constraints.txt \
+		omegaconf transformers requests pytest-mock
 	@touch $@
 
 # `make demo METHOD=odm` lets a method steer the run, into demo-out-odm/.

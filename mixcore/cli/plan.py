@@ -9,7 +9,7 @@ from rich.progress import Progress
 from rich.text import Text
 
 from mixcore._checks import MAX_POSITION
-from mixcore.cli import show
+from mixcore.cli import plan_megatron, show
 from mixcore.config import Config, load_config
 from mixcore.errors import ArgumentError, CapError
 from mixcore.ledger import Ledger
@@ -22,8 +22,17 @@ SHOWN = 8  # names or weights in one line of text
 GOOD_EPOCHS = 4  # Muennighoff et al. 2023, "Scaling Data-Constrained Language Models"
 
 
-@click.command("plan", epilog="\b\nExample:\n  mixcore plan mix.yaml --train-samples 10000000")
-@click.argument("mix_yaml", type=click.Path(exists=True, dir_okay=False))
+@click.command(
+    "plan",
+    epilog="\b\nExample:\n  mixcore plan mix.yaml --train-samples 10000000\n"
+    "  mixcore plan --megatron -- --data-path 0.7 web 0.3 code --train-iters 1000 ...",
+)
+@click.argument("mix_yaml", nargs=-1, type=click.UNPROCESSED, metavar="MIX_YAML")
+@click.option(
+    "--megatron",
+    is_flag=True,
+    help="Instead of a mix.yaml, after --: the arguments of a Megatron-LM training script.",
+)
 @click.option(
     "--train-samples",
     type=click.IntRange(1, MAX_POSITION - 1),
@@ -38,19 +47,47 @@ GOOD_EPOCHS = 4  # Muennighoff et al. 2023, "Scaling Data-Constrained Language M
     help="Show at most so many segments.",
 )
 @click.option("--json", "json_", is_flag=True, help="Print the facts as JSON.")
-def command(mix_yaml: str, train_samples: int | None, limit: int, json_: bool) -> None:
-    """Show what a mix.yaml amounts to, per domain and exactly, and refuse what cannot work."""
-    config = load_config(mix_yaml)
+@click.pass_context
+def command(
+    context: click.Context,
+    mix_yaml: tuple[str, ...],
+    megatron: bool,
+    train_samples: int | None,
+    limit: int,
+    json_: bool,
+) -> None:
+    """Show what a mix.yaml amounts to, per domain and exactly, and refuse what cannot work.
+
+    With --megatron: what a Megatron-LM command line amounts to, with --mix flags or without.
+    """
+    if megatron:
+        config, ledger = plan_megatron.ledger_of(mix_yaml)
+    else:
+        config = load_config(_only_file(context, mix_yaml))
+        ledger = config.ledger()
     with show.progress() as bar:
-        facts = plan_facts(config, train_samples, limit, bar)
+        facts = plan_facts(config, ledger, train_samples, limit, bar)
+    if megatron:
+        facts["file"] = "Megatron command line"
     if json_:
         show.as_json(facts)
     else:
         _print(facts)
 
 
+def _only_file(context: click.Context, words: tuple[str, ...]) -> str:
+    """The one file that is named, checked as click checks an argument."""
+    argument = next(p for p in context.command.params if p.name == "mix_yaml")
+    if not words:
+        raise click.MissingParameter(ctx=context, param=argument)
+    if len(words) > 1:
+        raise click.UsageError(f"Got unexpected extra arguments ({' '.join(words[1:])})")
+    file = click.Path(exists=True, dir_okay=False).convert(words[0], argument, context)
+    return str(file)
+
+
 def plan_facts(
-    config: Config, train_samples: int | None, limit: int, bar: Progress
+    config: Config, ledger: Ledger, train_samples: int | None, limit: int, bar: Progress
 ) -> dict[str, Any]:
     """The facts that `mixcore plan` prints.
 
@@ -65,7 +102,6 @@ def plan_facts(
         raise ArgumentError(
             f"train_samples is neither in {config.file} nor given with --train-samples"
         )
-    ledger = config.ledger()
     sampler = Sampler(ledger)
     end, batch_size = ledger.batch_at(train_samples)
     if end == 0:

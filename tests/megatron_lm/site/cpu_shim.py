@@ -153,11 +153,13 @@ def _fake_random(cuda: Any) -> None:
 
 
 def _fake_distributed(distributed: Any) -> None:
-    """Gloo takes no device."""
+    """Gloo in place of NCCL; it takes no device."""
     start, barrier = distributed.init_process_group, distributed.barrier
 
-    def init_process_group(*args: Any, device_id: Any = None, **kwargs: Any) -> Any:
-        return start(*args, **kwargs)
+    def init_process_group(
+        backend: Any = None, *args: Any, device_id: Any = None, **kwargs: Any
+    ) -> Any:
+        return start("gloo" if backend == "nccl" else backend, *args, **kwargs)
 
     distributed.init_process_group = init_process_group
     distributed.barrier = lambda group=None, async_op=False, device_ids=None: barrier(
