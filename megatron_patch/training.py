@@ -9,7 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from megatron_patch import plan, state
+import numpy as np
+
+from megatron_patch import control, plan, state
 from megatron_patch.live import Live
 from megatron_patch.request import Request, request_from
 from megatron_patch.state import Run
@@ -30,7 +32,8 @@ STATE = "mixcore_state"  # an attribute of Megatron's arguments, which every che
 
 def mixes(args: Any) -> bool:
     """Whether the arguments have a `--mix-*` flag."""
-    return any(getattr(args, name, None) is not None for name in ("mix_config", *FLAGS))
+    names = ("mix_config", "mix_method_option", *FLAGS)
+    return any(getattr(args, name, None) is not None for name in names)
 
 
 def wrap_add_arguments(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -158,10 +161,14 @@ def begin(args: Any) -> Run:
         raise LedgerError(f"rank 0 could not plan the mixture: {box[0]}")
     request, settings, data, resumed = box[0]
     run = Run(request, settings, Ledger.from_bytes(data), resumed)
-    run.live = _live(args, run, ranks)
-    if rank == 0:
-        _attach(args, run)
-        _tell(run, args.consumed_train_samples)
+    try:
+        run.live = _live(args, run, ranks)
+        if rank == 0:
+            _attach(args, run)
+            _tell(run, args.consumed_train_samples)
+    except Exception as e:  # raised by the exchange, once the others know: they wait for this rank
+        failure = e
+    ranks.exchange(0, run.ledger, failure, np.zeros(0, np.int64))
     state.begin(run)
     return run
 
@@ -180,6 +187,7 @@ def _planned(args: Any) -> tuple[Request, Settings, bytes, dict[str, Any] | None
         return request, settings, plan.new_ledger(request, settings).to_bytes(), None
     resumed = _saved_state(saved, consumed)
     if resumed is None:
+        _refuse_adoption(saved)
         now = dict(zip(request.names, request.prefixes, strict=True))
         before = request_from(saved, moved=now)
         ledger = plan.adopted_ledger(before, request, settings, consumed)
@@ -188,6 +196,25 @@ def _planned(args: Any) -> tuple[Request, Settings, bytes, dict[str, Any] | None
     ledger = Ledger.from_bytes(resumed["ledger"].encode())
     plan.continue_with(ledger, request, settings, consumed, resumed["asked"])
     return request, settings, ledger.to_bytes(), resumed
+
+
+def _refuse_adoption(saved: Any) -> None:
+    """Refuse a stock run that did not read its blend from the first position on, in order.
+
+    Raises:
+        ArgumentError: Names the flag that it was trained with.
+    """
+    loader = getattr(saved, "dataloader_type", None) or "single"
+    transitions = getattr(saved, "phase_transition_iterations", None)
+    for flag, wrong in (
+        (f"--dataloader-type {loader}", loader != "single"),
+        (f"--phase-transition-iterations {transitions}", bool(transitions)),
+    ):
+        if wrong:
+            raise ArgumentError(
+                f"the checkpoint was trained with {flag}: which samples it has seen cannot be told "
+                f"from its position, so the run cannot be adopted"
+            )
 
 
 def _saved_state(saved: Any, consumed: int) -> dict[str, Any] | None:
@@ -235,20 +262,22 @@ def _live(args: Any, run: Run, ranks: Ranks) -> Live:
     controller = None
     method = _dynamic_method(run)
     if method is not None:
+        micro_batches = get_num_microbatches()
         controller = Controller.from_config(
             run.settings.config,
             run.ledger,
             method=method,
             num_workers=args.num_workers,
-            micro_batches=get_num_microbatches(),
+            micro_batches=micro_batches,
             rank=ranks.rank,
             world_size=ranks.world_size,
             reduce=torch_reduce(),
             broadcast=torch_broadcast(),
             log=_decision_log(args),
-            **_lag(run),
+            guards=control.only_present(run),
+            **control.lag(run, args.num_workers, micro_batches),
         )
-        _go_on(run, controller)
+        control.go_on(run, controller)
     return Live(
         run.ledger,
         ranks,
@@ -279,31 +308,6 @@ def _dynamic_method(run: Run) -> Method | None:
             f"of one domain (mixcore.gradients, in a training loop of one's own)"
         )
     return made if made.dynamic else None
-
-
-def _lag(run: Run) -> dict[str, Any]:
-    """A lag that is not given stays what it was, whatever the number of workers now."""
-    before = None if run.resumed is None else run.resumed["controller"]
-    if run.settings.lag_steps is None and before is not None:
-        return {"lag_steps": before["lag_steps"]}
-    return {}
-
-
-def _go_on(run: Run, controller: Controller) -> None:
-    """Give the controller its state back, if it is of the same method."""
-    before = None if run.resumed is None else run.resumed["controller"]
-    if before is None:
-        return
-    if before["method"]["name"] != controller.method.name:
-        logger.info(
-            "the method was %r and is %r from here on",
-            before["method"]["name"],
-            controller.method.name,
-        )
-        return
-    # The ledger is the checkpoint's own, and perhaps what the new command line adds to it.
-    now = {"decisions": run.ledger.num_decisions, "digest": run.ledger.digest}
-    controller.load_state_dict(before | {"ledger": now})
 
 
 def _attach(args: Any, run: Run) -> None:

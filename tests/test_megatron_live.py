@@ -132,6 +132,22 @@ def test_a_controller_decides_from_what_was_observed():
     assert live_of(ledger).state_dict() is None
 
 
+def test_skipped_iterations_without_a_loss_leave_an_update_out():
+    ledger = new_ledger()
+    build = method("loss_proportional", domains=DOMAINS)
+    controller = Controller(ledger, build, update_every=2, lag_steps=1)
+    live = live_of(ledger, controller=controller)
+    for number in range(6):
+        skipped = number in (0, 1, 3)  # nothing before the first update, half before the second
+        if skipped:
+            live.before(number * BATCH, 3)
+        else:
+            step(live, number * BATCH, *numbers(number))
+        live.after(number + 1, skipped=skipped)
+    assert [p.start for p in ledger.pieces] == [0, 5 * BATCH, 7 * BATCH]
+    assert live.state_dict()["step"] == 6
+
+
 def test_ranks_that_do_not_observe_step_all_the_same():
     ledger = new_ledger()
     live = live_of(ledger, observes=False)
