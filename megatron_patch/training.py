@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from megatron_patch import control, plan, state
+from megatron_patch import control, plan, refusals, state
 from megatron_patch.live import Live
 from megatron_patch.request import Request, request_from
 from megatron_patch.state import Run
@@ -128,9 +128,17 @@ def wrap_data_loaders(original: Callable[..., Any]) -> Callable[..., Any]:
         from megatron.training import get_args
 
         given = get_args()
-        if mixes(given) and state.current() is None and not given.skip_train:
-            begin(given)
-        return original(*args, **kwargs)
+        if given.skip_train:
+            return original(*args, **kwargs)
+        if not mixes(given):
+            refusals.without_flags(
+                getattr(state.checkpoint(), STATE, None), given.consumed_train_samples
+            )
+            return original(*args, **kwargs)
+        run = state.current() or begin(given)
+        loaders = original(*args, **kwargs)
+        run.live.ranks.exchange(0, run.ledger, refusals.foreign(loaders[0]), np.zeros(0, np.int64))
+        return loaders
 
     return build_train_valid_test_data_loaders
 
@@ -187,7 +195,7 @@ def _planned(args: Any) -> tuple[Request, Settings, bytes, dict[str, Any] | None
         return request, settings, plan.new_ledger(request, settings).to_bytes(), None
     resumed = _saved_state(saved, consumed)
     if resumed is None:
-        _refuse_adoption(saved)
+        refusals.adoption(saved)
         now = dict(zip(request.names, request.prefixes, strict=True))
         before = request_from(saved, moved=now)
         ledger = plan.adopted_ledger(before, request, settings, consumed)
@@ -196,25 +204,6 @@ def _planned(args: Any) -> tuple[Request, Settings, bytes, dict[str, Any] | None
     ledger = Ledger.from_bytes(resumed["ledger"].encode())
     plan.continue_with(ledger, request, settings, consumed, resumed["asked"])
     return request, settings, ledger.to_bytes(), resumed
-
-
-def _refuse_adoption(saved: Any) -> None:
-    """Refuse a stock run that did not read its blend from the first position on, in order.
-
-    Raises:
-        ArgumentError: Names the flag that it was trained with.
-    """
-    loader = getattr(saved, "dataloader_type", None) or "single"
-    transitions = getattr(saved, "phase_transition_iterations", None)
-    for flag, wrong in (
-        (f"--dataloader-type {loader}", loader != "single"),
-        (f"--phase-transition-iterations {transitions}", bool(transitions)),
-    ):
-        if wrong:
-            raise ArgumentError(
-                f"the checkpoint was trained with {flag}: which samples it has seen cannot be told "
-                f"from its position, so the run cannot be adopted"
-            )
 
 
 def _saved_state(saved: Any, consumed: int) -> dict[str, Any] | None:
