@@ -65,6 +65,7 @@ def only_present(run: Run) -> list[Guard]:
         kept = np.where(here, weights, 0.0)
         if not kept.any():
             kept = np.where(here, moment.weights, 0.0)
-        return kept / kept.sum() if kept.any() else here / here.sum()
+        chosen: npt.NDArray[np.float64] = kept if kept.any() else here.astype(np.float64)
+        return chosen / chosen.sum()
 
     return [*guards, present]
