@@ -11,7 +11,7 @@ NATIVE_TESTS := $(addprefix tests/test_,philox.py permute.py shares.py reference
 # The Megatrons that the tests run, in folders of their own: they must not come with a torch.
 MEGATRONS := build/megatron-core-0.19.2/.installed build/megatron-core-0.16.1/.installed
 
-.PHONY: all test megatron demo lint format sanitize bench clean
+.PHONY: all test megatron deepspeed demo lint format sanitize bench clean
 
 all: $(STAMP)
 
@@ -19,12 +19,21 @@ $(STAMP): pyproject.toml setup.py constraints.txt $(SOURCES)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade --constraint constraints.txt pip
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --no-build-isolation 'deepspeed>=0.19.6'
 	@touch $(STAMP)
 
-test: $(STAMP) megatron
+test: $(STAMP) megatron deepspeed
 	$(BIN)/pytest
 
 megatron: $(MEGATRONS)
+
+# The oldest DeepSpeed that is supported, for the tests; the newest is in the environment.
+deepspeed: build/deepspeed-0.19.6/.installed
+
+build/deepspeed-%/.installed: | $(STAMP)
+	rm -rf $(@D)
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation --target $(@D) deepspeed==$*
+	@touch $@
 
 # From 0.17 on megatron-core asks for Python 3.12; it is built from source here, and works with 3.11.
 # A package has no Makefile for the helpers that it has compiled already; Megatron runs make there.
@@ -61,9 +70,10 @@ sanitize: $(STAMP)
 		ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 		MIXCORE_SANITIZE=1 PYTHONPATH=$(SANITIZED) $(BIN)/pytest -p no:cacheprovider $(NATIVE_TESTS)
 
-bench: $(STAMP)
+bench: $(STAMP) megatron
 	$(BIN)/python bench/run.py
 	$(BIN)/python bench/controller.py
+	$(BIN)/python bench/megatron_startup.py
 
 clean:
 	rm -rf $(VENV) build demo-out demo-out-* *.egg-info mixcore/*.so

@@ -4,14 +4,16 @@
 
 `overhead`: observe and step of a controller with 32 domains and update_every 10, a decision and
 its line in the ledger's file (fsynced) included, for every training step of the demo's full-size
-model, against that step. One rank: what ranks say to each other is not in it.
+model, against that step, on one rank. `ranks`: the same on two ranks that talk over gloo, one core
+each, every rank with half of the batch; a training step ends with a barrier, as with the reduction
+of gradients.
 `decisions`: one update of each method that looks at losses, at 1,000 domains; and, for ODM, all of
 a decision: signals, guards, reason, shares, append. ADO's refit is a row of its own, for one
 domain and without a limit: it may run in a thread (fit_lag).
 """
 
-import argparse
 import itertools
+import multiprocessing
 import os
 import sys
 import tempfile
@@ -24,11 +26,12 @@ import numpy as np
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the demo does: before torch is imported
 
 import torch
-from run import compare, context, show, write
+from run import compare, main_of
 
 import mixcore
+from mixcore.distributed import torch_broadcast, torch_reduce
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "demo"))
+sys.path.append(str(Path(__file__).parents[1] / "examples" / "demo"))  # behind: it has a run.py too
 
 from model import GPT, sample_losses
 from plan import make_plan
@@ -55,13 +58,13 @@ def domains_of(number: int) -> list[mixcore.Domain]:
     return [mixcore.Domain(f"d{i}", size=1_000_003) for i in range(number)]
 
 
-def train_step() -> tuple[Callable[[], object], int]:
-    """One step of the demo's full-size model on one rank, and its samples."""
+def train_step(world_size: int) -> tuple[Callable[[], object], int]:
+    """One step of the demo's full-size model on one of some ranks, and the samples of all."""
     plan = make_plan(["web"])
     torch.manual_seed(plan.seed)
     model = GPT(plan.vocab, plan.width, plan.layers, plan.heads, plan.length)
     optimizer = torch.optim.AdamW(model.parameters(), lr=plan.learning_rate)
-    tokens = torch.randint(plan.vocab, (plan.batch_size, plan.length + 1))
+    tokens = torch.randint(plan.vocab, (plan.batch_size // world_size, plan.length + 1))
 
     def step() -> None:
         optimizer.zero_grad()
@@ -69,27 +72,61 @@ def train_step() -> tuple[Callable[[], object], int]:
             sample_losses(model, part).mean().backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
+        if world_size > 1:
+            torch.distributed.barrier()
 
     return step, plan.batch_size
 
 
 def overhead(repeats: int) -> Iterator[dict[str, object]]:
     """A controller's part of a training step."""
-    step, batch = train_step()
+    yield overhead_on(0, 1, repeats)
+
+
+def ranks(repeats: int) -> Iterator[dict[str, object]]:
+    """The same with two ranks in step."""
+    with tempfile.TemporaryDirectory() as folder:
+        store = f"file://{folder}/store"
+        spawn = multiprocessing.get_context("spawn")
+        other = spawn.Process(target=one_of_two, args=(1, store, repeats))
+        other.start()
+        yield one_of_two(0, store, repeats)
+        other.join()
+        assert other.exitcode == 0
+
+
+def one_of_two(rank: int, store: str, repeats: int) -> dict[str, object]:
+    """One rank of a pair; both make the same calls in the same order."""
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
+    try:
+        return overhead_on(rank, 2, repeats)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def overhead_on(rank: int, world_size: int, repeats: int) -> dict[str, object]:
+    """The row of one rank."""
+    step, batch = train_step(world_size)
+    talk: dict[str, Any] = {}
+    if world_size > 1:
+        talk = {"rank": rank, "world_size": world_size}
+        talk |= {"reduce": torch_reduce(), "broadcast": torch_broadcast()}
     domains = domains_of(32)
     with tempfile.TemporaryDirectory() as folder:
         ledger = mixcore.Ledger(domains, [1] * 32, batch_size=batch, seed=1)
-        ledger.attach(Path(folder) / "ledger.json")
+        if rank == 0:
+            ledger.attach(Path(folder) / "ledger.json")
         method = mixcore.method("odm", domains=domains)
-        controller = mixcore.Controller(ledger, method, update_every=WINDOW, num_workers=2)
-        random = np.random.default_rng(0)
+        controller = mixcore.Controller(ledger, method, update_every=WINDOW, num_workers=2, **talk)
+        random = np.random.default_rng(rank)
         parts = [
             (
                 torch.from_numpy(random.integers(0, 32, MICRO_BATCH)),
                 torch.from_numpy(random.uniform(100, 500, MICRO_BATCH).astype(np.float32)),
                 torch.full((MICRO_BATCH,), 64),
             )
-            for _ in range(batch // MICRO_BATCH)
+            for _ in range(batch // world_size // MICRO_BATCH)
         ]
         position = itertools.count((START + 1) * batch, batch)
 
@@ -99,8 +136,9 @@ def overhead(repeats: int) -> Iterator[dict[str, object]]:
                     controller.observe(*part)
                 controller.step(next(position))
 
-        yield compare(
-            "controller, a step of the demo",
+        where = "" if world_size == 1 else f", {world_size} ranks over gloo"
+        row = compare(
+            f"controller, a step of the demo{where}",
             32,
             {"observe + step": steer, "training step": step},
             {"observe + step": WINDOW, "training step": 1},
@@ -112,6 +150,7 @@ def overhead(repeats: int) -> Iterator[dict[str, object]]:
         )
         made = len(ledger.decisions) - 1
         assert made == repeats + 1, f"{made} decisions for {repeats + 1} windows"
+        return row
 
 
 def signals(random: np.random.Generator, number: int, step: int) -> mixcore.Signals:
@@ -216,26 +255,8 @@ def whole(
     )
 
 
-PARTS = {f.__name__: f for f in (overhead, decisions)}
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--only", choices=PARTS, action="append", help="one part; may be repeated")
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--no-write", action="store_true", help="print only")
-    options = parser.parse_args()
-    about = context() | {"versions": f"{context()['versions']}, torch {torch.__version__}"}
-    rows = []
-    for name in options.only or PARTS:
-        for row in PARTS[name](options.repeats):
-            rows.append(about | row)
-            show(row)
-    if not options.no_write:
-        write(rows)
+PARTS = {f.__name__: f for f in (overhead, ranks, decisions)}
 
 
 if __name__ == "__main__":
-    main()
+    main_of(__doc__, PARTS, repeats=7, versions=f"torch {torch.__version__}")

@@ -319,23 +319,37 @@ def write(rows: list[dict[str, object]]) -> None:
             writer.writerow({k: f"{v:.5g}" if isinstance(v, float) else v for k, v in row.items()})
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--only", choices=PARTS, action="append", help="one part; may be repeated")
-    parser.add_argument("--repeats", type=int, default=7)
+def main_of(
+    doc: str | None,
+    parts: dict[str, Callable[[int], Iterator[dict[str, object]]]],
+    *,
+    repeats: int = 7,
+    versions: str = "",
+) -> None:
+    """The command line of a benchmark: measures the parts, prints and appends their rows.
+
+    Args:
+        doc: Of the benchmark, for `--help`.
+        parts: Name -> function of the number of repeats that yields rows.
+        repeats: If not given on the command line.
+        versions: Of what else takes part.
+    """
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--only", choices=parts, action="append", help="one part; may be repeated")
+    parser.add_argument("--repeats", type=int, default=repeats)
     parser.add_argument("--no-write", action="store_true", help="print only")
     options = parser.parse_args()
     about = context()
+    if versions:
+        about["versions"] = f"{about['versions']}, {versions}"
     if float(str(about["load"])) > 0.7:
         print(
             f"warning: the machine is busy (load {about['load']}); the figures will be noisy",
             file=sys.stderr,
         )
     rows = []
-    for name in options.only or PARTS:
-        for row in PARTS[name](options.repeats):
+    for name in options.only or parts:
+        for row in parts[name](options.repeats):
             rows.append(about | row)
             show(row)
     if not options.no_write:
@@ -343,4 +357,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main_of(__doc__, PARTS)

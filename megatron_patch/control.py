@@ -11,6 +11,7 @@ from mixcore import Controller
 from mixcore.controller import default_lag
 from mixcore.errors import ArgumentError
 from mixcore.guards import Guard, Moment, guards_from
+from mixcore.methods.base import normalise
 
 logger = logging.getLogger("megatron_patch")
 
@@ -65,7 +66,6 @@ def only_present(run: Run) -> list[Guard]:
         kept = np.where(here, weights, 0.0)
         if not kept.any():
             kept = np.where(here, moment.weights, 0.0)
-        chosen: npt.NDArray[np.float64] = kept if kept.any() else here.astype(np.float64)
-        return chosen / chosen.sum()
+        return normalise(kept if kept.any() else here * 1.0)
 
     return [*guards, present]

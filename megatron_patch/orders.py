@@ -64,9 +64,13 @@ def one_epoch_arrays(dataset: Any, name: str, seed: int) -> tuple[Any, Any, Any]
             "--dataloader-fast-cache-load reads a cache of index arrays, which order 'balanced' "
             "does not have or need: leave the flag out"
         )
-    documents = indices[document_order(len(indices), seed=seed, name=name)]
+    documents = document_order(len(indices), seed=seed, name=name)
     lengths = np.array(dataset.dataset.sequence_lengths, dtype=np.int32)
-    tokens = int(np.sum(lengths[indices], dtype=np.int64))
+    if _counts_from_0(indices):  # Megatron's train splits do: two gathers less, a third of the time
+        read = lengths[: len(indices)]
+    else:
+        documents, read = indices[documents], lengths[indices]
+    tokens = int(np.sum(read, dtype=np.int64))
     starts = mixcore.build_sample_idx(
         lengths,
         documents,
@@ -77,6 +81,17 @@ def one_epoch_arrays(dataset: Any, name: str, seed: int) -> tuple[Any, Any, Any]
         dataset.config.add_extra_token_to_sequence,
     )
     return documents, starts, Unshuffled(len(starts) - 1)
+
+
+def _counts_from_0(indices: npt.NDArray[Any]) -> bool:
+    """Whether they are 0, 1, 2, ...; both ends first, which is quick where they are not."""
+    size = len(indices)
+    return bool(
+        size
+        and indices[0] == 0
+        and indices[-1] == size - 1
+        and np.array_equal(indices, np.arange(size, dtype=indices.dtype))
+    )
 
 
 class Unshuffled:

@@ -3,8 +3,6 @@
 import functools
 import json
 import logging
-import os
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,11 +20,13 @@ from mixcore.distributed import torch_broadcast, torch_reduce
 from mixcore.errors import ArgumentError, LedgerError
 from mixcore.methods.base import Method
 from mixcore.ranks import Ranks
+from mixcore.trainers.ledger_file import attach
 from mixcore.trainers.settings import FLAGS, Settings, add_arguments
 
 logger = logging.getLogger("megatron_patch")
 
 FORMAT = "megatron_patch/1"
+FOLLOWING = ("external", "schedule")  # methods that may be told to give a domain no weight
 STATE = "mixcore_state"  # an attribute of Megatron's arguments, which every checkpoint holds
 
 
@@ -296,7 +296,15 @@ def _dynamic_method(run: Run) -> Method | None:
             f"tokens and draws by domain, and nothing else: gradients by domain take micro-batches "
             f"of one domain (mixcore.gradients, in a training loop of one's own)"
         )
-    return made if made.dynamic else None
+    if not made.dynamic:
+        return None
+    gone = [d.name for d in run.ledger.domains if d.name not in run.request.names]
+    if gone and made.name not in FOLLOWING:
+        raise ArgumentError(
+            f"method {wanted.name!r} gives weights to all domains of the run, and the files of "
+            f"{', '.join(gone)} are not on the command line: name them, or leave the method out"
+        )
+    return made
 
 
 def _attach(args: Any, run: Run) -> None:
@@ -306,13 +314,7 @@ def _attach(args: Any, run: Run) -> None:
         if not args.save:
             return
         path = Path(args.save) / "mixcore_ledger.json"
-    try:
-        run.ledger.attach(path)
-    except LedgerError as e:
-        aside = path.with_name(f"{path.name}.{time.strftime('%Y%m%d-%H%M%S')}.{os.getpid()}")
-        path.rename(aside)
-        logger.warning("%s; it was kept as %s", e, aside)
-        run.ledger.attach(path)
+    attach(run.ledger, path)
 
 
 def _decision_log(args: Any) -> Path | None:

@@ -7,6 +7,40 @@ from mixcore.errors import LedgerError
 from mixcore.ledger import Ledger
 
 
+def catch_up(ledger: Ledger, saved: Ledger) -> None:
+    """Give a ledger the decisions that it lacks of a saved one of the same run.
+
+    A ledger that has them all, and perhaps later ones, stays as it is (see `drop_later`).
+
+    Args:
+        ledger: As at the start of the run, or as its file has it.
+        saved: As a checkpoint has it.
+
+    Raises:
+        LedgerError: Neither is the beginning of the other; decisions are missing for positions that
+            have been fetched. The ledger is as it was.
+    """
+    with ledger.lock:
+        mine, theirs = ledger.to_bytes(), saved.to_bytes()
+        if mine.startswith(theirs):
+            return
+        if not theirs.startswith(mine):
+            pairs = zip(mine.split(b"\n"), theirs.split(b"\n"), strict=False)
+            number = next(i for i, (x, y) in enumerate(pairs, start=1) if x != y)
+            raise LedgerError(
+                f"the checkpoint is of another run: its ledger (digest {saved.digest}) and this "
+                f"one ({ledger.digest}) differ from line {number} on"
+            )
+        lacking = saved.decisions[ledger.num_decisions :]
+        if lacking[0].position < ledger.fetched:
+            raise LedgerError(
+                f"load the checkpoint before the loader is iterated: its ledger decides position "
+                f"{lacking[0].position}, and positions below {ledger.fetched} have been fetched"
+            )
+        for decision in lacking:
+            ledger._apply(decision)
+
+
 def drop_later(ledger: Ledger, decisions: int, digest: str, step: int) -> None:
     """Put out of force what a ledger decided after its first `decisions`, on the record.
 

@@ -132,8 +132,7 @@ def load_settings(
 
 def _check_known(domains: Sequence[KnownDomain]) -> None:
     names = [d.name for d in domains]
-    twice = [n for i, n in enumerate(names) if n in names[:i]]
-    if twice or not names:
+    if len(set(names)) != len(names) or not names:
         raise ArgumentError(f"domains must have one or more unique names, got {names}")
 
 

@@ -109,6 +109,23 @@ def test_files_that_come_and_go(corpus, tmp_path):
     check_nothing_lost(ledger, 400)
 
 
+def test_a_method_where_files_come_and_go(corpus, tmp_path):
+    """A new domain: the method begins anew. A missing one: it could be given weight; refused."""
+    folder = tmp_path / "checkpoint"
+    flags = ["--mix-method", "odm", "--mix-method-option", "warmup_steps=2"]
+    flags = [*flags, "--mix-update-every", "2", *saved(folder)]
+    first = ["--data-path", "0.6", corpus.prefixes[0], "0.4", corpus.prefixes[1]]
+    train(tmp_path / "a", corpus, flags=[*flags, *first, "--exit-interval", "10"], patched=True)
+    run = train(tmp_path / "b", corpus, flags=[*flags, "--exit-interval", "30"], patched=True)
+    assert "domains are new: the method 'odm' begins anew" in run.logs[0]
+    ledger = ledger_of(folder)
+    assert [p.start for p in ledger.pieces if p.start <= 80][-1] == 80
+    assert ledger.pieces[-1].start > 100
+    assert (run.positions() == expected_balanced(ledger, corpus, 240, SEQUENCE)[80:]).all()
+    with pytest.raises(AssertionError, match="files of domain2 are not on the command line"):
+        train(tmp_path / "c", corpus, flags=[*flags, *first], patched=True)
+
+
 def test_other_training_formats_keep_the_ledger(corpus, tmp_path):
     """`torch_dist`, Megatron's default, instead of the legacy format."""
     folder = tmp_path / "checkpoint"
