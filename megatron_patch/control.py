@@ -66,6 +66,6 @@ def only_present(run: Run) -> list[Guard]:
         kept = np.where(here, weights, 0.0)
         if not kept.any():
             kept = np.where(here, moment.weights, 0.0)
-        return normalise(kept if kept.any() else here * 1.0)
+        return normalise(kept if kept.any() else here.astype(np.float64))
 
     return [*guards, present]
