@@ -1,6 +1,7 @@
 """What a run cannot go on with: a checkpoint or a loader that would repeat or lose samples."""
 
 import json
+import logging
 from typing import Any
 
 import numpy as np
@@ -9,9 +10,13 @@ from megatron_patch.loader import MixSampler
 from mixcore import Ledger
 from mixcore.errors import ArgumentError, LedgerError
 
+logger = logging.getLogger("megatron_patch")
+
 
 def adoption(saved: Any) -> None:
     """Refuse a stock run that did not read its blend from the first position on, in order.
+
+    Its arguments name the blend, or a file with the blend: that has to be what it was.
 
     Raises:
         ArgumentError: Names the flag that it was trained with.
@@ -26,6 +31,15 @@ def adoption(saved: Any) -> None:
             raise ArgumentError(
                 f"the checkpoint was trained with {flag}: which samples it has seen cannot be told "
                 f"from its position, so the run cannot be adopted"
+            )
+    for name in ("data_args_path", "per_split_data_args_path"):
+        path = getattr(saved, name, None)
+        if path is not None:
+            logger.warning(
+                "the checkpoint names its blend by the file %s (--%s): what the file says now is "
+                "taken for what was trained on; give other weights in another file",
+                path,
+                name.replace("_", "-"),
             )
 
 

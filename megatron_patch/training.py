@@ -11,8 +11,8 @@ import numpy as np
 
 from megatron_patch import control, plan, refusals, state
 from megatron_patch.live import Live
-from megatron_patch.request import Request, request_from
-from megatron_patch.state import Run
+from megatron_patch.request import Request, domain_names, prefixes_from, request_from
+from megatron_patch.state import NOTES, Run
 from mixcore import Controller, Ledger, method
 from mixcore.controller import OWN
 from mixcore.decider import OBSERVED
@@ -184,7 +184,8 @@ def begin(args: Any) -> Run:
 def _planned(args: Any) -> tuple[Request, Settings, bytes, dict[str, Any] | None]:
     """Rank 0's: request, settings, the ledger's bytes, the state that is gone on from."""
     consumed, saved = args.consumed_train_samples, state.checkpoint()
-    request = request_from(args, _batch_sizes())
+    resumed = _saved_state(saved, consumed) if saved is not None and consumed else None
+    request = request_from(args, _batch_sizes(), known=_known_names(saved, consumed, resumed))
     settings = plan.settings_for(args, request)
     if consumed and saved is None:
         raise LedgerError(
@@ -193,7 +194,6 @@ def _planned(args: Any) -> tuple[Request, Settings, bytes, dict[str, Any] | None
         )
     if saved is None or not consumed:
         return request, settings, plan.new_ledger(request, settings).to_bytes(), None
-    resumed = _saved_state(saved, consumed)
     if resumed is None:
         refusals.adoption(saved)
         now = dict(zip(request.names, request.prefixes, strict=True))
@@ -204,6 +204,19 @@ def _planned(args: Any) -> tuple[Request, Settings, bytes, dict[str, Any] | None
     ledger = Ledger.from_bytes(resumed["ledger"].encode())
     plan.continue_with(ledger, request, settings, consumed, resumed["asked"])
     return request, settings, ledger.to_bytes(), resumed
+
+
+def _known_names(
+    saved: Any, consumed: int, resumed: dict[str, Any] | None
+) -> dict[str, str] | None:
+    """Name -> prefix of the domains of a run that is gone on with."""
+    if saved is None or not consumed:
+        return None
+    if resumed is None:
+        prefixes = prefixes_from(saved)
+        return dict(zip(domain_names(prefixes), prefixes, strict=True))
+    found: dict[str, str] = Ledger.from_bytes(resumed["ledger"].encode()).notes[NOTES]["prefixes"]
+    return found
 
 
 def _saved_state(saved: Any, consumed: int) -> dict[str, Any] | None:

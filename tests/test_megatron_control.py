@@ -119,6 +119,11 @@ def test_stock_runs_of_another_order_are_not_adopted(flags, reason):
         refusals.adoption(Namespace(**flags))
 
 
+def test_a_blend_in_a_file_is_pointed_out(caplog):
+    refusals.adoption(Namespace(data_args_path="blend.txt"))
+    assert "by the file blend.txt (--data-args-path)" in caplog.text
+
+
 @pytest.mark.parametrize("order", ["balanced", "megatron"])
 def test_going_back_to_stock(order):
     """Possible where stock reads the same samples: order megatron, weights that never changed."""

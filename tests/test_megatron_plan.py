@@ -55,6 +55,22 @@ def test_domain_names_are_unique_and_short():
     assert domain_names(["web"]) == ["web"]
 
 
+def test_a_domain_keeps_its_name_whatever_stands_beside_it():
+    first = ["a/web", "a/code"]
+    known = dict(zip(domain_names(first), first, strict=True))
+    assert domain_names(["b/web", "a/web", "c/code"], known) == ["b/web", "web", "code"]
+    both = ["a/web", "b/web", "b/web"]
+    known = dict(zip(domain_names(both), both, strict=True))
+    assert list(known) == ["a/web", "b/web", "b/web#2"]
+    assert domain_names(["b/web", "b/web"], known) == ["b/web", "b/web#2"]
+    assert domain_names(["a/web", "c/web"], known) == ["a/web", "c/web"]
+    assert domain_names(["web", "web#2", "x/web"], {"web": "x/web"}) == [
+        "web#2",
+        "web#2#2",
+        "web",
+    ]
+
+
 @pytest.mark.parametrize("split", [(0.0, 1.0), (0.0, 0.9), (0.25, 0.6)])
 def test_corpora_are_counted_as_megatron_counts(tmp_path, split):
     lengths = np.random.default_rng(3).integers(1, 40, size=57)
