@@ -229,7 +229,7 @@ def test_a_cap_that_the_run_just_does_not_reach(corpus, tmp_path):
 
 
 def test_a_resume_with_more_workers_another_batch_size_and_a_new_domain(corpus, tmp_path):
-    """Under a method, whose lag has to grow; then once more, over a pipeline."""
+    """Under a method, whose lag has to grow; then once more, on two ranks."""
     folder = tmp_path / "checkpoint"
     method = {"name": "odm", "warmup_steps": 2, "update_every": 2}
     flags = [*write_yaml(tmp_path / "mix.yaml", method=method), *saved(folder)]
@@ -240,15 +240,12 @@ def test_a_resume_with_more_workers_another_batch_size_and_a_new_domain(corpus, 
     options = {"global_batch": 16, "weights": AFTER, "patched": True}
     stop = ["--exit-interval", "19", "--num-workers", "4"]
     second = train(tmp_path / "b", corpus, flags=[*flags, *stop], **options)
-    layout = ["--pipeline-model-parallel-size", "2", "--num-workers", "3"]
-    third = train(
-        tmp_path / "c", corpus, ranks=2, iterations=30, flags=[*flags, *layout], **options
-    )
+    flags += ["--num-workers", "3"]
+    third = train(tmp_path / "c", corpus, ranks=2, iterations=30, flags=flags, **options)
     ledger = ledger_of(folder)
     positions = np.concatenate([r.positions() for r in (first, second, third)])
     assert len(positions) == 11 * 8 + 19 * 16
     assert (positions == expected_balanced(ledger, corpus, len(positions), SEQUENCE)).all()
     check_nothing_lost(ledger, len(positions))
-    check_both_ends(third)
     assert {p.batch_size for p in ledger.pieces if p.start >= 88} == {16}
     assert sum(p.start > 88 for p in ledger.pieces) > 5
