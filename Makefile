@@ -6,12 +6,12 @@ STAMP := $(VENV)/.installed
 SOURCES := $(wildcard csrc/*.cpp csrc/*.h csrc/*.cu)
 SANITIZED := build/sanitized
 NATIVE_TESTS := $(addprefix tests/test_,philox.py permute.py shares.py reference.py sampler.py caps.py checkpoints.py plan.py batches.py \
-	ledger.py journal.py megatron_arrays.py promises.py)
+	ledger.py journal.py megatron_arrays.py promises.py grid.py)
 
 # The Megatrons that the tests run, in folders of their own: they must not come with a torch.
 MEGATRONS := build/megatron-core-0.19.2/.installed build/megatron-core-0.16.1/.installed
 
-.PHONY: all test megatron deepspeed demo lint format sanitize bench clean
+.PHONY: all test megatron deepspeed demo lint format sanitize bench gpu clean
 
 all: $(STAMP)
 
@@ -74,6 +74,10 @@ bench: $(STAMP) megatron
 	$(BIN)/python bench/run.py
 	$(BIN)/python bench/controller.py
 	$(BIN)/python bench/megatron_startup.py
+
+# On a machine with an NVIDIA GPU, a torch with CUDA and nvcc: build, tests, sanitizer, bench.
+gpu:
+	PYTHON=$(PYTHON) tools/gpu_session.sh
 
 clean:
 	rm -rf $(VENV) build demo-out demo-out-* *.egg-info mixcore/*.so

@@ -8,6 +8,7 @@
 #include <thread>
 
 #include "errors.h"
+#include "flat.h"
 
 namespace mixcore {
 
@@ -125,7 +126,7 @@ void BalancedPlan::At(const i64* positions, i64 count, const Fields& out) {
       more = false;
       for (int i = 0; i < n; ++i) {
         if (walk[i].AtLeaf()) continue;
-        walk[i].Down(segment[i]->tree.nodes.data());
+        walk[i].Down(segment[i]->tree.nodes[static_cast<std::size_t>(walk[i].node)]);
         more = true;
       }
     }
@@ -203,6 +204,32 @@ i64 BalancedPlan::MemoryBytes() {
     if (s->shares.get() != &s->piece->shares) bytes += s->shares->capacity() * sizeof(u64);
   }
   return static_cast<i64>(bytes);
+}
+
+std::vector<Span> BalancedPlan::Spans(i64 start, i64 count) {
+  std::vector<Span> spans;
+  if (count == 0) return spans;
+  const i64 last = count < 0 ? kMaxPosition - 1 : start + count - 1;
+  const auto lock = Derived(last);
+  if (count > 0 && last >= end_.position) RaiseEnd(end_, last);
+  const i64 stop = std::min(last + 1, end_.position);
+  for (std::size_t i = segments_.empty() ? 0 : Find(start); i < segments_.size(); ++i) {
+    const i64 from = std::max(start, segments_[i]->start);
+    const i64 next = i + 1 < segments_.size() ? segments_[i + 1]->start : kNever;
+    if (from >= stop) break;
+    spans.push_back({segments_[i]->serial, from, std::min(stop, next)});
+  }
+  return spans;
+}
+
+std::vector<char> BalancedPlan::Flat(u64 serial) {
+  const std::shared_lock lock(mutex_);
+  const auto found =
+      std::lower_bound(segments_.begin(), segments_.end(), serial,
+                       [](const std::unique_ptr<Segment>& s, u64 x) { return s->serial < x; });
+  if (found == segments_.end() || (*found)->serial != serial) return {};
+  const Segment& s = **found;
+  return Flatten(s.tree, s.base, s.start, s.batch());
 }
 
 std::unique_ptr<Plan> MakeBalancedPlan(u64 order_key, OnCap on_cap) {

@@ -10,6 +10,7 @@
 namespace mixcore {
 
 struct Segment {
+  u64 serial = 0;
   i64 start = 0;
   i64 cap_end = kNever;  // the first position where a cap ends this segment
   bool exact = false;    // one batch of a given composition: what is left before a cap
@@ -47,6 +48,8 @@ class BalancedPlan final : public Plan {
   std::vector<CapEvent> CapEvents(i64 horizon) override;
   SegmentInfo Explain(i64 position) override;
   i64 MemoryBytes() override;
+  std::vector<Span> Spans(i64 start, i64 count) override;
+  std::vector<char> Flat(u64 serial) override;
 
  protected:
   void Forget(i64 position) override;
@@ -64,12 +67,14 @@ class BalancedPlan final : public Plan {
   void PushExact(i64 x, const char* kind, std::shared_ptr<const Piece> piece,
                  std::shared_ptr<const std::vector<u64>> shares, std::vector<i64> base,
                  const std::vector<i64>& count, std::vector<i128> ideal_after);
+  void Push(std::unique_ptr<Segment> segment);
   i64 CapEnd(const Segment& segment) const;
   // Index of the segment that holds `position`.
   std::size_t Find(i64 position) const;
   void PicksOfRange(i64 start, i64 count, const Fields& out) const;
 
   std::vector<std::unique_ptr<Segment>> segments_;
+  u64 next_serial_ = 0;
   std::size_t next_piece_ = 0;
   End end_;
   std::vector<CapEvent> events_;

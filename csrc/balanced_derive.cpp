@@ -61,6 +61,11 @@ std::vector<i64> Settle(const std::vector<u64>& shares, const std::vector<i128>&
 
 }  // namespace
 
+void BalancedPlan::Push(std::unique_ptr<Segment> segment) {
+  segment->serial = next_serial_++;
+  segments_.push_back(std::move(segment));
+}
+
 void BalancedPlan::PushExact(i64 x, const char* kind, std::shared_ptr<const Piece> piece,
                              std::shared_ptr<const std::vector<u64>> shares, std::vector<i64> base,
                              const std::vector<i64>& count, std::vector<i128> ideal_after) {
@@ -76,7 +81,7 @@ void BalancedPlan::PushExact(i64 x, const char* kind, std::shared_ptr<const Piec
   segment->base = std::move(base);
   segment->ideal_after = std::move(ideal_after);
   segment->tree = BuildExactTree(count);
-  segments_.push_back(std::move(segment));
+  Push(std::move(segment));
 }
 
 // Opens a segment at x: the piece's shares, less the domains that are used up.
@@ -156,7 +161,7 @@ void BalancedPlan::Open(i64 x, std::shared_ptr<const Piece> piece, std::vector<i
   segment->radix = Radix::Of(static_cast<u64>(batch));
   segment->tree = BuildTree(*segment->shares, debt.data());
   segment->cap_end = CapEnd(*segment);
-  segments_.push_back(std::move(segment));
+  Push(std::move(segment));
 }
 
 // The last segment's next batch would draw some domain past its cap. Ends the run there, or adds

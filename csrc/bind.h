@@ -6,6 +6,7 @@
 #include <pybind11/pybind11.h>
 
 #include <cstdint>
+#include <exception>
 #include <string>
 
 #include "errors.h"
@@ -15,8 +16,33 @@ namespace mixcore {
 namespace py = pybind11;
 
 // Each bind_*.cpp adds its table to the module.
+void BindGrid(py::module_& m);
 void BindMegatron(py::module_& m);
 void BindPlan(py::module_& m);
+
+// Each exception of errors.h becomes the class of mixcore/errors.py.
+inline void TranslateErrors() {
+  py::register_local_exception_translator([](std::exception_ptr p) {
+    const auto raise = [](const char* name, const std::exception& e) {
+      PyErr_SetString(py::module_::import("mixcore.errors").attr(name).ptr(), e.what());
+    };
+    try {
+      std::rethrow_exception(p);
+    } catch (const ValueError& e) {
+      raise("ArgumentError", e);
+    } catch (const TypeError& e) {
+      raise("ArgumentTypeError", e);
+    } catch (const LedgerError& e) {
+      raise("LedgerError", e);
+    } catch (const CapError& e) {
+      raise("CapError", e);
+    } catch (const DistanceError& e) {
+      raise("DistanceError", e);
+    } catch (const DeviceError& e) {
+      raise("DeviceError", e);
+    }
+  });
+}
 
 // A C-contiguous array of exactly T with `ndim` axes; anything else is refused with the argument's
 // name and what came instead. Nothing is ever converted to a temporary behind the caller's back.

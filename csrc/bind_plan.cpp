@@ -6,7 +6,7 @@
 #include <tuple>
 #include <vector>
 
-#include "bind.h"
+#include "bind_answer.h"
 #include "permute.h"
 #include "plan.h"
 #include "shares.h"
@@ -94,27 +94,6 @@ void Grow(Plan& plan, const std::vector<std::tuple<std::string, u64, i64, i64>>&
   plan.Grow(std::move(domains), std::move(pieces));
 }
 
-// New arrays for the fields that were asked for, None for the others.
-struct Answer {
-  py::object arrays[4] = {py::none(), py::none(), py::none(), py::none()};
-  Fields fields;
-
-  Answer(i64 count, int mask) {
-    const auto make = [&](int index, auto*& pointer) {
-      if (!(mask >> index & 1)) return;
-      using T = std::remove_reference_t<decltype(*pointer)>;
-      Array<T> array(count);
-      pointer = array.mutable_data();
-      arrays[index] = std::move(array);
-    };
-    make(0, fields.domain);
-    make(1, fields.draw);
-    make(2, fields.epoch);
-    make(3, fields.sample);
-  }
-  py::tuple Tuple() const { return py::make_tuple(arrays[0], arrays[1], arrays[2], arrays[3]); }
-};
-
 py::tuple Picks(Plan& plan, i64 start, i64 count, int threads, int mask) {
   CheckRange("start", start, 0, kMaxPosition);
   CheckRange("count", count, 0, kMaxPosition - start);
@@ -141,6 +120,29 @@ py::tuple AtPositions(Plan& plan, const py::object& value, int mask) {
     plan.At(positions.data(), positions.size(), answer.fields);
   }
   return answer.Tuple();
+}
+
+// [(serial, start, end)] of the segments that hold the window; all of them for count < 0.
+std::vector<std::tuple<u64, i64, i64>> Spans(Plan& plan, i64 start, i64 count) {
+  CheckRange("start", start, 0, kMaxPosition);
+  CheckRange("count", count, -1, kMaxPosition - start);
+  std::vector<std::tuple<u64, i64, i64>> spans;
+  for (const Span& s : WithoutGil([&] { return plan.Spans(start, count); })) {
+    spans.emplace_back(s.serial, s.start, s.end);
+  }
+  return spans;
+}
+
+Array<std::uint8_t> Flat(Plan& plan, u64 serial) {
+  const std::vector<char> bytes = WithoutGil([&] { return plan.Flat(serial); });
+  return Array<std::uint8_t>(static_cast<py::ssize_t>(bytes.size()),
+                             reinterpret_cast<const std::uint8_t*>(bytes.data()));
+}
+
+Array<std::uint8_t> Views(Plan& plan) {
+  const std::vector<DomainView> views = WithoutGil([&] { return plan.Views(); });
+  return Array<std::uint8_t>(static_cast<py::ssize_t>(views.size() * sizeof(DomainView)),
+                             reinterpret_cast<const std::uint8_t*>(views.data()));
 }
 
 template <typename T>
@@ -293,6 +295,10 @@ void BindPlan(py::module_& m) {
       .def("checkpoints", &Checkpoints)
       .def("restore", &Restore, arg("position"), arg("piece_start"), arg("counts"), arg("at_start"),
            arg("debt"), arg("capped_at"))
+      .def("spans", &Spans, arg("start"), arg("count"))
+      .def("flat", &Flat, arg("serial"))
+      .def("views", &Views)
+      .def_property_readonly("order_key", &Plan::order_key)
       .def("memory_bytes",
            [](Plan& plan) { return WithoutGil([&] { return plan.MemoryBytes(); }); })
       .def_property_readonly(

@@ -21,9 +21,11 @@ struct Node {
   i32 right;
 };
 
-MIXCORE_HD i64 Left(const Node& node, i64 n) {
-  return static_cast<i64>((u128{static_cast<u64>(n)} * node.p + node.phi) >> 64);
+MIXCORE_HD i64 Left(u64 p, u64 phi, i64 n) {
+  return static_cast<i64>((u128{static_cast<u64>(n)} * p + phi) >> 64);
 }
+
+MIXCORE_HD i64 Left(const Node& node, i64 n) { return Left(node.p, node.phi, n); }
 
 // Flat view of one segment of order balanced.
 struct SegmentView {
@@ -49,6 +51,19 @@ struct Pick {
   i64 draw;
 };
 
+// Where the caller wants the answers: each pointer may be null.
+struct Fields {
+  i32* domain = nullptr;
+  i64* draw = nullptr;
+  i64* epoch = nullptr;
+  i64* sample = nullptr;
+
+  MIXCORE_HD Fields At(i64 offset) const {
+    return {domain ? domain + offset : nullptr, draw ? draw + offset : nullptr,
+            epoch ? epoch + offset : nullptr, sample ? sample + offset : nullptr};
+  }
+};
+
 // Keys of the permutation inside the batch that begins at global position `first`. Named by
 // position, not by segment: a change that changes nothing leaves every batch as it was.
 MIXCORE_HD RoundKeys BatchKeys(u64 order_key, i64 first) {
@@ -61,8 +76,8 @@ struct Walk {
   i32 node;
 
   MIXCORE_HD bool AtLeaf() const { return node < 0; }
-  MIXCORE_HD void Down(const Node* nodes) {
-    const Node& v = nodes[node];
+  // v: the node that the walk is at.
+  MIXCORE_HD void Down(const Node& v) {
     const i64 la = Left(v, a), lb = Left(v, b), ln = lb - la;
     const bool left = s < ln;
     s -= left ? 0 : ln;
@@ -77,8 +92,8 @@ MIXCORE_HD Walk Enter(const SegmentView& seg, u64 order_key, i64 t) {
   const u64 r = static_cast<u64>(t - seg.start);
   const i64 a = static_cast<i64>(seg.by_batch.Div(r)) * seg.batch;
   const RoundKeys keys = BatchKeys(order_key, seg.start + a);
-  const i64 s = static_cast<i64>(Permute(seg.radix, keys, r - static_cast<u64>(a)));
-  return {a, a + seg.batch, s, seg.root};
+  const u32 s = Permute(seg.radix, keys, static_cast<u32>(r - static_cast<u64>(a)));
+  return {a, a + seg.batch, i64{s}, seg.root};
 }
 
 MIXCORE_HD Pick Arrive(const SegmentView& seg, const Walk& w) {
@@ -89,7 +104,7 @@ MIXCORE_HD Pick Arrive(const SegmentView& seg, const Walk& w) {
 // (domain, draw) of global position t.
 MIXCORE_HD Pick At(const SegmentView& seg, u64 order_key, i64 t) {
   Walk w = Enter(seg, order_key, t);
-  while (!w.AtLeaf()) w.Down(seg.nodes);
+  while (!w.AtLeaf()) w.Down(seg.nodes[w.node]);
   return Arrive(seg, w);
 }
 
@@ -105,6 +120,17 @@ MIXCORE_HD RoundKeys EpochKeys(const DomainView& d, i64 epoch) {
 MIXCORE_HD i64 SampleOf(const DomainView& d, const RoundKeys& keys, i64 draw, i64 epoch) {
   if (d.size == 0) return draw;
   return static_cast<i64>(Permute(d.radix, keys, static_cast<u64>(draw - epoch * d.size)));
+}
+
+// Writes to place `at` what the caller wants of a pick.
+MIXCORE_HD void Put(const Fields& out, i64 at, const Pick& pick, const DomainView* domains) {
+  if (out.domain) out.domain[at] = pick.domain;
+  if (out.draw) out.draw[at] = pick.draw;
+  if (!out.epoch && !out.sample) return;
+  const DomainView& d = domains[pick.domain];
+  const i64 epoch = EpochOf(d, pick.draw);
+  if (out.epoch) out.epoch[at] = epoch;
+  if (out.sample) out.sample[at] = SampleOf(d, EpochKeys(d, epoch), pick.draw, epoch);
 }
 
 }  // namespace mixcore

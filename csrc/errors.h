@@ -23,5 +23,8 @@ struct CapError : std::runtime_error {
 struct DistanceError : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
+struct DeviceError : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
 
 }  // namespace mixcore

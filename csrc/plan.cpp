@@ -40,6 +40,10 @@ void Plan::Grow(std::vector<Domain> domains, std::vector<Piece> pieces) {
 
 void Plan::Restore(Checkpoint) { throw ValueError("this order has no checkpoints to restore"); }
 
+std::vector<Span> Plan::Spans(i64, i64) { throw ValueError("this order has no segments"); }
+
+std::vector<char> Plan::Flat(u64) { throw ValueError("this order has no segments"); }
+
 void Plan::RaiseEnd(const End& end, i64 asked) const {
   std::string why = "every domain with a positive weight has reached its cap";
   if (end.domain >= 0) {

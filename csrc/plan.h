@@ -35,17 +35,11 @@ struct Piece {
 
 enum class OnCap { kRedistribute, kStop, kError };
 
-// Where the caller wants the answers: each pointer may be null.
-struct Fields {
-  i32* domain = nullptr;
-  i64* draw = nullptr;
-  i64* epoch = nullptr;
-  i64* sample = nullptr;
-
-  Fields At(i64 offset) const {
-    return {domain ? domain + offset : nullptr, draw ? draw + offset : nullptr,
-            epoch ? epoch + offset : nullptr, sample ? sample + offset : nullptr};
-  }
+// One segment's part of a window: its positions [start, end) in the whole run. `serial` is never
+// given again, so what was kept of a segment stays good while its serial number comes up.
+struct Span {
+  u64 serial;
+  i64 start, end;
 };
 
 // The end of a run that has one: its first impossible position and the domain to blame.
@@ -100,6 +94,17 @@ class Plan {
   // Sequential orders only; the others have none and refuse one.
   virtual std::vector<Checkpoint> Checkpoints() { return {}; }
   virtual void Restore(Checkpoint checkpoint);
+
+  // For other processors; order balanced only, the others refuse. The segments that hold
+  // [start, start + count); or, with count < 0, all from `start` on up to the end of the run.
+  virtual std::vector<Span> Spans(i64 start, i64 count);
+  // A segment as flat.h lays it out; empty if it has been forgotten since.
+  virtual std::vector<char> Flat(u64 serial);
+  std::vector<DomainView> Views() {
+    const std::shared_lock lock(mutex_);
+    return views_;
+  }
+  u64 order_key() const { return order_key_; }
 
   i64 num_domains() {
     const std::shared_lock lock(mutex_);

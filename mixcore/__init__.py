@@ -1,5 +1,6 @@
 """The data mixture of a pretraining run as a pure function of position."""
 
+from mixcore import gpu
 from mixcore.batches import MixBatchSampler
 from mixcore.controller import Controller
 from mixcore.dataset import MixDataset
@@ -60,4 +61,4 @@ __all__ = [
 
 def cuda_available() -> bool:
     """Whether `device="cuda"` works here: the CUDA extension is built and a GPU answers."""
-    return False
+    return gpu.trouble() is None

@@ -180,23 +180,9 @@ class Domains:
         if self.tokens is None:
             self.check.add(path, f"{path} needs tokens_per_sample, the length of a sample")
             return prefix, None
-        return prefix, self.check.call(path, _num_samples, prefix, self.tokens)
+        from mixcore.views import num_samples  # configurations without files need none of it
 
-
-def _num_samples(path: str, prefix: Path, tokens_per_sample: int) -> int:
-    """Samples per epoch as mixcore.gpt_dataset counts them: neighbours share one token."""
-    from mixcore.indexed import IndexedReader  # here: configurations without files need none of it
-
-    try:
-        tokens = IndexedReader(prefix, verify=False).num_tokens
-    except (MixcoreError, OSError) as e:
-        raise ArgumentError(f"{path}: {e}") from None
-    size = (tokens - 1) // tokens_per_sample
-    if size < 1:
-        raise ArgumentError(
-            f"{path}: {prefix} has {tokens} tokens, not one sample of {tokens_per_sample} + 1"
-        )
-    return size
+        return prefix, self.check.call(path, num_samples, prefix, self.tokens)
 
 
 def _domain(path: str, name: str, size: int | None, max_epochs: Any) -> Domain:

@@ -8,6 +8,7 @@ from mixcore._checks import MAX_BATCH
 from mixcore._problems import Problems, closest, shown, whole_number
 from mixcore.domains import Domain
 from mixcore.errors import ArgumentError, MixcoreError
+from mixcore.groups import Tree
 from mixcore.schedule import KINDS, UNITS, Schedule, resolve, schedule_from
 
 if TYPE_CHECKING:
@@ -25,8 +26,9 @@ def check_schedule(
     names: list[str] | None,
     tokens_per_sample: int | None,
     order: str | None,
+    tree: Tree,
 ) -> Schedule | None:
-    """The schedule, or None and problems."""
+    """The schedule, or None and problems; it speaks of groups, the result of their domains."""
     before = len(check.found)
     if not isinstance(value, list):
         body = check.mapping("schedule", value, SCHEDULE_KEYS)
@@ -42,9 +44,13 @@ def check_schedule(
         body["every"] = check.call("schedule.every", whole_number, body["every"], 1, MAX_BATCH)
     where = "schedule.points" if isinstance(value, dict) else "schedule"
     points = check.sequence(where, body.get("points"))
-    body["points"] = [_point(check, f"{where}[{i}]", p, names) for i, p in enumerate(points)]
+    tops = tree.names if names is not None and tree.nested else names
+    body["points"] = [_point(check, f"{where}[{i}]", p, tops) for i, p in enumerate(points)]
     if len(check.found) > before or names is None:
         return None
+    for point in body["points"]:
+        if point.get("weights") is not None:
+            point["weights"] = tree.expand(point["weights"])
 
     def made(path: str) -> Schedule:
         try:

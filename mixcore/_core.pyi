@@ -37,6 +37,11 @@ class Plan:
         capped_at: npt.NDArray[np.int64],
     ) -> None: ...
     def memory_bytes(self) -> int: ...
+    def spans(self, start: int, count: int) -> list[tuple[int, int, int]]: ...
+    def flat(self, serial: int) -> npt.NDArray[np.uint8]: ...
+    def views(self) -> npt.NDArray[np.uint8]: ...
+    @property
+    def order_key(self) -> int: ...
     @property
     def num_domains(self) -> int: ...
 
@@ -81,5 +86,33 @@ def build_sample_idx(
     threads: int,
     plain: bool = False,
 ) -> npt.NDArray[np.int32] | npt.NDArray[np.int64]: ...
+def flat_head(flat: npt.NDArray[np.uint8]) -> dict[str, int]: ...
+def grid_picks(
+    flat: npt.NDArray[np.uint8],
+    views: npt.NDArray[np.uint8],
+    order_key: int,
+    first: int,
+    count: int,
+    mask: int,
+    strategy: str,
+    threads: int,
+    blocks: int,
+    shared: int,
+    limits: tuple[int, int],
+    turn: str,
+) -> tuple[tuple[Any, Any, Any, Any], str, int, int]: ...
+def grid_at(
+    flats: list[npt.NDArray[np.uint8]],
+    views: npt.NDArray[np.uint8],
+    order_key: int,
+    end: int,
+    positions: npt.NDArray[np.int64],
+    mask: int,
+    threads: int,
+    blocks: int,
+    shared: int,
+    turn: str,
+) -> tuple[Any, Any, Any, Any]: ...
 
+sources: str
 sanitized: bool

@@ -35,6 +35,12 @@ for _tag, _pattern, _first in (
     )
 
 
+class _FastLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+    """The same on libyaml's parser, which reads thousands of domains several times faster."""
+
+    yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers
+
+
 def parse(data: bytes, where: str) -> tuple[Any, dict[str, int], list[tuple[int, str]]]:
     """Parse one YAML document.
 
@@ -50,13 +56,11 @@ def parse(data: bytes, where: str) -> tuple[Any, dict[str, int], list[tuple[int,
         ArgumentError: The document is no YAML; with line and column.
     """
     try:
-        loader = _Loader(data)
-        node = loader.get_single_node()
-        if node is None:
-            return None, {}, []
-        lines: dict[str, int] = {}
-        twice = list(_walk(node, "", lines, set()))
-        return loader.construct_document(node), lines, twice
+        return _parse(_FastLoader, data)
+    except (yaml.YAMLError, ValueError, RecursionError):
+        pass  # PyYAML's own parser says better where the problem is
+    try:
+        return _parse(_Loader, data)
     except yaml.MarkedYAMLError as e:
         mark = e.problem_mark or e.context_mark
         at = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
@@ -64,6 +68,16 @@ def parse(data: bytes, where: str) -> tuple[Any, dict[str, int], list[tuple[int,
         raise ArgumentError(f"{where} is not YAML: {at}{e.problem}{context}") from None
     except (yaml.YAMLError, ValueError, RecursionError) as e:
         raise ArgumentError(f"{where} is not YAML: {' '.join(str(e).split())}") from None
+
+
+def _parse(loader_class: Any, data: bytes) -> tuple[Any, dict[str, int], list[tuple[int, str]]]:
+    loader = loader_class(data)
+    node = loader.get_single_node()
+    if node is None:
+        return None, {}, []
+    lines: dict[str, int] = {}
+    twice = list(_walk(node, "", lines, set()))
+    return loader.construct_document(node), lines, twice
 
 
 def _walk(

@@ -164,7 +164,8 @@ class _DeviceTable:
         rows = torch.where((ids >= 0) & (ids < self.num_domains), ids, self.num_domains)
         fixed = (torch.where(good, losses, 0.0) * SCALE).round().long()
         tokens = torch.where(good, tokens, 0)
-        values = torch.stack([fixed >> 32, fixed & _WORD, tokens, good.long(), (~good).long()], 1)
+        kept = good.long()
+        values = torch.stack([fixed >> 32, fixed & _WORD, tokens, kept, 1 - kept], 1)
         self.table.index_add_(0, rows.long(), values)
 
     def _gathered(self, parts: tuple[Any, ...]) -> Any:

@@ -13,6 +13,7 @@ from mixcore._layers import Layer, file_layer, merge
 from mixcore._problems import Problems, shown, whole_number
 from mixcore.domains import Domain
 from mixcore.errors import ArgumentTypeError
+from mixcore.groups import Groups, Tree
 from mixcore.ledger import ON_CAP, ORDERS, Ledger
 from mixcore.schedule import Schedule
 
@@ -74,6 +75,7 @@ class Config:
             the method is static, they are the method's.
         batch_size: Samples a step.
         train_samples: Length of the run in samples, or None.
+        groups: Where `domains` are nested: which ratios are fixed. Weights above are the domains'.
         ledger_path: Where a trainer keeps the ledger, or None.
         control_path: A control file, or None: the method is then `external`.
     """
@@ -91,6 +93,7 @@ class Config:
     schedule: Schedule | None = None
     method: MethodConfig | None = None
     guards: Guards = field(default_factory=Guards)
+    groups: Groups | None = None
     ledger_path: Path | None = None
     control_path: Path | None = None
 
@@ -189,22 +192,29 @@ def _config(
     tokens, order = rest.get("tokens_per_sample"), rest.get("order", "balanced")
     entries = check.sequence("domains", body["domains"]) if body.get("domains") is not None else []
     read = Domains(check, folders.get("domains", Path()), tokens, order, known)
-    for i, entry in enumerate(entries):
-        read.add(f"domains[{i}]", entry)
-    if body.get("schedule") is not None:
-        rest["schedule"] = check_schedule(check, body["schedule"], read.names, tokens, order)
+    tree = Tree(check, entries)
+    for path, entry in tree.leaves:
+        read.add(path, entry)
     every = read.entries()
+    groups = tree.groups(every, known is not None)
+    if body.get("schedule") is not None:
+        rest["schedule"] = check_schedule(check, body["schedule"], read.names, tokens, order, tree)
     domains = tuple(e.domain for e in every if e.domain is not None)
     whole = bool(domains) and len(domains) == len(every) and read.names is not None
     method = None
     if (wanted := _controlled(check, body, rest.get("control_path"))) is not None:
-        made, method = check_method(check, wanted, domains if whole else None)
+        made, method = check_method(
+            check, wanted, None if not whole else domains if groups is None else groups.domains
+        )
         rest["method"] = None if made is None else MethodConfig(**made)
-    weights = _weights(check, every, body, rest.get("schedule"), method)
+    weights = _weights(check, tree.tops(every), body, rest.get("schedule"), method)
     if body.get("guards") is not None:
         rest["guards"] = Guards(**(check_guards(check, body["guards"], len(every)) or {}))
     if check.found:
         return None
+    if groups is not None:
+        rest["groups"] = groups
+        weights = None if weights is None else tuple(groups.expand(weights).tolist())
     return Config(file, domains, tuple(e.prefix for e in every), weights, **rest)
 
 

@@ -12,9 +12,9 @@ from mixcore.accumulate import COLUMNS, Accumulator, Window, table_from_plain
 from mixcore.decider import OBSERVED, Decider
 from mixcore.decision_log import DecisionLog
 from mixcore.errors import ArgumentError, ArgumentTypeError, LedgerError
+from mixcore.groups import method_of
 from mixcore.guards import Guard, guards_from
 from mixcore.ledger import Ledger
-from mixcore.methods import method as build
 from mixcore.methods.base import Method
 from mixcore.ranks import Broadcast, Ranks, Reduce
 from mixcore.resume import drop_later
@@ -155,7 +155,7 @@ class Controller:
             raise ArgumentError(f"{config.file} has no method: there is nothing to control")
         wanted = config.method
         if method is None:
-            method = build(wanted.name, domains=ledger.domains, **wanted.options)
+            method = method_of(config, ledger.domains)
         given = {
             "update_every": wanted.update_every,
             "lag_steps": wanted.lag_steps,

@@ -19,8 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mixcore.errors import ArgumentError, ArgumentTypeError, DataError, OutOfRangeError
-from mixcore.indexed import IndexedReader, as_int
+from mixcore.indexed import as_int
 from mixcore.megatron_arrays import build_sample_idx
+from mixcore.views import open_corpus
 
 _INT32_MAX = 2**31 - 1
 
@@ -64,7 +65,7 @@ class GPTDataset:
         cache_epochs: Epochs whose arrays are kept, the last ones built.
 
     Attributes:
-        corpus: The `IndexedReader`.
+        corpus: The `IndexedReader`, perhaps a `View`.
 
     Raises:
         ArgumentError: An argument cannot be used, or the corpus has no seq_length + 1 tokens.
@@ -101,7 +102,7 @@ class GPTDataset:
         self.cache_epochs = as_int("cache_epochs", cache_epochs)
         if self.cache_epochs < 1:
             raise ArgumentError(f"cache_epochs must be at least 1, got {cache_epochs}")
-        self.corpus = IndexedReader(prefix, verify=mode == "shuffled")
+        self.corpus = open_corpus(prefix, verify=mode == "shuffled")
         self.name = os.path.basename(self.corpus.prefix) if name is None else name
         if not isinstance(self.name, str):
             raise ArgumentTypeError(f"name must be a str, got {name!r}")

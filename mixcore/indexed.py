@@ -340,11 +340,14 @@ class IndexedReader:
             )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _reopen, (self.prefix, self._verify_on_open, self._idx_bytes, self._bin_bytes)
+        mine = (self.prefix, self._verify_on_open, self._idx_bytes, self._bin_bytes)
+        return _reopen, (type(self), *mine)
 
 
-def _reopen(prefix: str, verify: bool, idx_bytes: int, bin_bytes: int) -> IndexedReader:
-    reader = IndexedReader(prefix, verify=verify)
+def _reopen(
+    kind: type[IndexedReader], prefix: str, verify: bool, idx_bytes: int, bin_bytes: int
+) -> IndexedReader:
+    reader = kind(prefix, verify=verify)
     for path, now, before in (
         (reader.idx_path, reader._idx_bytes, idx_bytes),
         (reader.bin_path, reader._bin_bytes, bin_bytes),

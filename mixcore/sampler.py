@@ -3,14 +3,18 @@
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from mixcore import gpu
 from mixcore._checks import MAX_POSITION, integer
 from mixcore.errors import ArgumentError, ArgumentTypeError, DeviceError
 from mixcore.ledger import Ledger
+
+if TYPE_CHECKING:
+    from mixcore.device_plan import DevicePlan
 
 FIELDS = ("domain", "draw", "epoch", "sample")
 
@@ -18,6 +22,8 @@ FIELDS = ("domain", "draw", "epoch", "sample")
 @dataclass(frozen=True, slots=True)
 class Picks:
     """Answers for some positions: arrays of one length; None for a field not asked for.
+
+    On a GPU they are torch tensors, which also give `__cuda_array_interface__` and DLPack.
 
     Attributes:
         domain: int32, the domain's number.
@@ -48,6 +54,25 @@ class Sampler:
         if not isinstance(ledger, Ledger):
             raise ArgumentTypeError(f"ledger must be a mixcore.Ledger, got {ledger!r}")
         self.ledger = ledger
+        self._on_gpus: dict[str, DevicePlan] = {}  # what has been uploaded, by GPU
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Sampler, (self.ledger,)
+
+    def _on(self, device: object) -> "DevicePlan":
+        if self.ledger.order != "balanced":
+            raise DeviceError(
+                f"device={str(device)!r} needs order 'balanced', this ledger's is "
+                f"{self.ledger.order!r}, which decides each sample from all before it: a job for "
+                "one CPU core"
+            )
+        found = gpu.require(device)
+        from mixcore.device_plan import DevicePlan
+
+        with self.ledger.lock:
+            if str(found) not in self._on_gpus:
+                self._on_gpus[str(found)] = DevicePlan(self.ledger, found)
+            return self._on_gpus[str(found)]
 
     def picks(
         self,
@@ -56,7 +81,7 @@ class Sampler:
         *,
         threads: int | None = None,
         fields: Sequence[str] = FIELDS,
-        device: str | None = None,
+        device: Any = None,
     ) -> Picks:
         """Answers for positions start to start + count - 1.
 
@@ -65,40 +90,59 @@ class Sampler:
             count: How many; start + count may be at most 2^48.
             threads: At most so many threads work (short ranges use fewer); None: one a core.
             fields: Which of "domain", "draw", "epoch", "sample" to compute.
-            device: None or "cpu" for numpy arrays.
+            device: None or "cpu" for numpy arrays; "cuda", "cuda:N" or a torch.device for tensors
+                computed there, on the current stream, without waiting for it (order balanced).
 
         Raises:
             ValueError, TypeError: A bad argument, named with its value.
             CapError: The run ends before start + count (it is a LedgerError and a ValueError).
             DistanceError: A sequential order would have to replay more than 10^9 steps.
+            DeviceError: The device does not work here; the message says why.
         """
-        _check_device(device)
         start = integer("start", start, 0, MAX_POSITION)
         count = integer("count", count, 0, MAX_POSITION - start)
         if threads is None:
             threads = min(len(os.sched_getaffinity(0)), 1024)
         threads = integer("threads", threads, 1, 1024)
+        if gpu.is_cuda(device):
+            return Picks(*self._on(device).picks(start, count, _mask(fields)))
         return Picks(*self.ledger._plan.picks(start, count, threads, _mask(fields)))
 
     def at(
         self,
-        positions: Sequence[int] | npt.NDArray[np.integer[Any]],
+        positions: Sequence[int] | npt.NDArray[np.integer[Any]] | Any,
         *,
         fields: Sequence[str] = FIELDS,
-        device: str | None = None,
+        device: Any = None,
     ) -> Picks:
         """Answers for any positions, in any order; repeated ones are fine.
 
         Args:
-            positions: Integers in [0, 2^48), a sequence or an integer array with one axis.
+            positions: Integers in [0, 2^48), a sequence or an integer array with one axis. If they
+                are on a GPU (a tensor, or what has `__cuda_array_interface__`), so are the answers.
+                A GPU cannot raise without waiting for it: there the answers are -1 for a number
+                that is no position, or one beyond the end of the run.
             fields: Which of "domain", "draw", "epoch", "sample" to compute.
-            device: None or "cpu" for numpy arrays.
+            device: None: where the positions are. Else as in `picks`.
 
         Raises:
-            ValueError, TypeError, CapError, DistanceError: As `picks`.
+            ValueError, TypeError, CapError, DistanceError, DeviceError: As `picks`.
         """
-        _check_device(device)
-        return Picks(*self.ledger._plan.at(_positions(positions), _mask(fields)))
+        mask = _mask(fields)
+        wanted = gpu.is_cuda(device)
+        where = _gpu_of(positions)
+        if where is not None:
+            if device is not None and not wanted:
+                raise ArgumentError(f"device must be a GPU as positions are, got {device!r}")
+            on = self._on(device if wanted else where)
+            return Picks(*on.at(on.positions(positions), mask))
+        array = _positions(positions)
+        if not wanted:
+            return Picks(*self.ledger._plan.at(array, mask))
+        on = self._on(device)
+        for extreme in (array.min(), array.max()) if array.size else ():
+            self.ledger._plan.at(np.array([extreme]), 1)  # raises where the run has ended
+        return Picks(*on.at(on.upload(array), mask))
 
     def counts(self, position: int) -> npt.NDArray[np.int64]:
         """Draws of each domain at positions below `position`: int64, one per domain."""
@@ -106,12 +150,15 @@ class Sampler:
         return self.ledger._plan.counts(position)
 
 
-def _check_device(device: object) -> None:
-    if device is None or device == "cpu":
-        return
-    raise DeviceError(
-        f"device={device!r} is not available: this installation has no CUDA extension"
-    )
+def _gpu_of(value: Any) -> str | None:
+    """The GPU that holds an array, if one does."""
+    device = getattr(value, "device", None)
+    if getattr(device, "type", None) == "cuda":
+        return str(device)
+    if hasattr(value, "__cuda_array_interface__"):
+        number = getattr(device, "id", None)  # CuPy's
+        return "cuda" if number is None else f"cuda:{number}"
+    return None
 
 
 def _mask(fields: Sequence[str]) -> int:

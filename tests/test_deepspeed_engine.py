@@ -1,5 +1,6 @@
 """What is read of an engine and refused, on stand-ins: no DeepSpeed needed."""
 
+import json
 from argparse import ArgumentParser
 from types import SimpleNamespace
 
@@ -96,6 +97,42 @@ def test_batch_sizes_are_read_and_changed_at_the_right_step():
     for size in (0, 3, 2.0, -4):
         with pytest.raises(ArgumentError, match=f"must be a multiple of 2 .*got {size}"):
             mixer.set_train_batch_size(size)
+
+
+@pytest.mark.parametrize("order", ["balanced", "megatron"])
+def test_a_schedule_outlives_a_change_of_the_batch_size(order):
+    points = [
+        {"at": 40, "weights": [0.1, 0.9]},
+        {"at": 80, "weights": [0.5, 0.5], "batch_size": 8},
+        {"at": 120, "weights": [0.9, 0.1]},
+    ]
+    engine = Engine(data_mixing={**SECTION, "schedule": points, "order": order})
+    loader, mixer = mixed.initialize(args_of(), engine, DATA)
+    batches = iter(loader)
+    run(engine, mixer, batches, 1)
+    assert mixer.set_train_batch_size(12) == 12
+    first, sizes = run(engine, mixer, batches, 14)
+    assert sizes == [4, 4] + [12] * 6 + [8] * 6
+    assert first == list(range(4, 4 + sum(sizes)))
+    weights = {at: mixer.ledger.weights_at(at)[0] for at in (12, 47, 48, 83, 84, 123, 124)}
+    assert weights == pytest.approx(
+        {12: 0.6, 47: 0.6, 48: 0.1, 83: 0.1, 84: 0.5, 123: 0.5, 124: 0.9}
+    )
+
+
+def test_a_method_goes_on_between_two_batch_sizes():
+    method = {"name": "odm", "update_every": 1, "lag_steps": 1, "warmup_steps": 0}
+    section = {**SECTION, "method": method, "schedule": [{"at": 100, "batch_size": 8}]}
+    engine = Engine(data_mixing=section)
+    loader, mixer = mixed.initialize(args_of(), engine, DATA)
+    batches = iter(loader)
+    first, _ = run(engine, mixer, batches, 3)
+    assert mixer.set_train_batch_size(12) == 20
+    made = mixer.ledger.num_decisions
+    more, sizes = run(engine, mixer, batches, 12)
+    assert sizes == [4, 4] + [12] * 7 + [8] * 3
+    assert first + more == list(range(12 + sum(sizes)))
+    assert mixer.ledger.num_decisions >= made + 10
 
 
 def test_the_engines_batch_size_changed_behind_our_back():
@@ -221,6 +258,7 @@ def test_a_ledger_of_ones_own():
             "data_efficiency.data_sampling",
         ),
         ({"sequence_parallel_size": 2}, "sequence_parallel_size must be 1, got 2"),
+        ({"config": {"sequence_parallel_size": 2}}, "sequence_parallel_size must be 1, got 2"),
         ({"training_dataloader": object()}, "without training_data"),
     ],
 )
@@ -240,3 +278,56 @@ def test_something_else_than_an_engine():
 def test_prefetch_of_the_engines_loader():
     with pytest.raises(ArgumentError, match="prefetch_factor must be 2 with engine_io, got 4"):
         mixed.initialize(args_of(), Engine(), DATA, engine_io=True, prefetch_factor=4)
+
+
+# Before there is an engine ----------------------------------------------------------------------
+
+
+def test_settings_are_checked_before_the_engine(tmp_path):
+    file = tmp_path / "ds.json"
+    file.write_text(json.dumps({"train_batch_size": 4, "data_mixing": SECTION}))
+    args = args_of("--mix-method", "odm")
+    args.deepspeed_config = str(file)
+    settings = mixed.check(args, None, DATA)
+    assert settings == mixed.check(args_of("--mix-method", "odm"), file, DATA)
+    assert settings.config.batch_size == 4
+    assert settings.config.method.name == "odm"
+    assert [d.size for d in settings.config.domains] == [50, 30]
+
+
+def test_a_batch_size_that_only_the_engine_will_know(tmp_path):
+    auto = {"train_batch_size": "auto", "data_mixing": SECTION}
+    assert mixed.check(None, auto, DATA).config.batch_size == 1
+    (tmp_path / "mix.yaml").write_text("batch_size: 6\n")
+    flags = args_of("--mix-config", str(tmp_path / "mix.yaml"))
+    assert mixed.check(flags, auto, DATA).config.batch_size == 6
+    assert mixed.check(None, {"data_mixing": {**SECTION, "batch_size": 5}}, DATA)
+
+
+@pytest.mark.parametrize(
+    ("flags", "config", "message"),
+    [
+        ([], {"data_mixing": {**SECTION, "oder": 1}}, "oder is not a known key .*'order'"),
+        (
+            ["--mix-method", "odmm"],
+            {"data_mixing": SECTION},
+            "--mix-method: .* no method is",
+        ),
+        ([], {"train_batch_size": 4, "data_mixing": {**SECTION, "batch_size": 8}}, "trainer has 4"),
+        ([], {"sequence_parallel_size": 2, "data_mixing": SECTION}, "sequence_parallel_size must"),
+        ([], {}, r"domains\['a'\].weight is missing"),
+        ([], None, "config must be given: args has no deepspeed_config"),
+    ],
+)
+def test_wrong_settings_before_the_engine(flags, config, message):
+    with pytest.raises(ArgumentError, match=message):
+        mixed.check(args_of(*flags), config, DATA)
+
+
+def test_a_wrong_file_before_the_engine(tmp_path):
+    for text, message in (("{", "is not JSON"), ("[1]", r"must hold a mapping, got \[1\]")):
+        (tmp_path / "ds.json").write_text(text)
+        with pytest.raises(ArgumentError, match=message):
+            mixed.check(None, tmp_path / "ds.json", DATA)
+    with pytest.raises(FileNotFoundError):
+        mixed.check(None, tmp_path / "none.json", DATA)

@@ -307,9 +307,24 @@ def test_bad_blend(weights, size, error, says):
         build_blending_indices(weights, size)
 
 
+def test_order_balanced_keeps_the_mix():
+    weights = np.array([0.5, 0.3, 0.2])
+    index, sample = build_blending_indices(weights, 5_000, order="balanced")
+    assert index.dtype == np.int16
+    for d in range(3):
+        assert sample[index == d].tolist() == list(range(int((index == d).sum())))
+        drawn = np.cumsum(index == d)
+        assert np.abs(drawn - weights[d] * np.arange(1, 5_001)).max() < 1.5
+    with pytest.raises(ArgumentError, match="order must be one of 'megatron', 'balanced', got 'x'"):
+        build_blending_indices(weights, 5, order="x")
+
+
 def test_no_other_device():
     assert build_blending_indices([1.0], 2, device="cpu")[0].tolist() == [0, 0]
-    with pytest.raises(DeviceError, match=r"device must be None or 'cpu', got 'cuda'.*sequential"):
+    with pytest.raises(
+        DeviceError,
+        match=r"device must be None or 'cpu' in order 'megatron', got 'cuda'.*sequential",
+    ):
         build_blending_indices([1.0], 2, device="cuda")
 
 

@@ -28,10 +28,12 @@ def main() -> None:
     mixed.add_arguments(deepspeed.add_config_arguments(parser))
     args = parser.parse_args()
 
+    datasets = toy.corpora()
+    mixed.check(args, None, datasets)  # a wrong key is found before the engine is made
     torch.manual_seed(0)
     model = toy.Model()
     engine, *_ = deepspeed.initialize(args=args, model=model, model_parameters=model.parameters())
-    loader, mixer = mixed.initialize(args, engine, toy.corpora(), num_workers=args.workers)
+    loader, mixer = mixed.initialize(args, engine, datasets, num_workers=args.workers)
     mixer.load_checkpoint(args.out)  # nothing there: begins anew
 
     device = get_accelerator().current_device_name()

@@ -8,7 +8,21 @@ from typing import Any
 import click
 
 import mixcore
-from mixcore.cli import bench, explain, methods, plan
+from mixcore.cli import (
+    bench,
+    build_cuda,
+    doctor,
+    explain,
+    fit,
+    inverse,
+    methods,
+    partition,
+    pipeline,
+    plan,
+    report,
+    sweep,
+    transfer,
+)
 from mixcore.errors import MixcoreError
 
 MISTAKE = 2  # exit code of a user's mistake
@@ -65,5 +79,20 @@ def main(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
-for _module in (plan, explain, methods, bench):
+_COMMANDS = (
+    plan,
+    explain,
+    fit,
+    transfer,
+    sweep,
+    partition,
+    inverse,
+    pipeline,
+    report,
+    methods,
+    bench,
+    build_cuda,
+    doctor,
+)
+for _module in _COMMANDS:
     main.add_command(_module.command)

@@ -4,9 +4,9 @@ import importlib
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any, TypeVar
 
+from mixcore._registry import check_options, options_of, unknown_name
 from mixcore.domains import Domain
 from mixcore.errors import ArgumentError
 from mixcore.methods.base import FAMILIES, Method
@@ -99,18 +99,7 @@ def method(name: str, *, domains: Sequence[Domain], **options: Any) -> Method:
         ValueError, TypeError: An unknown name or option, or a bad value; the message names it.
     """
     cls = _class(name)
-    known = _options(cls)
-    for option in options:
-        if option not in known:
-            close = get_close_matches(option, known, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
-            raise ArgumentError(
-                f"method {name!r} has no option {option!r} (its value: {options[option]!r})"
-                f"{hint}; known: {', '.join(known) or 'none'}"
-            )
-    missing = [o for o, default in known.items() if default is ... and o not in options]
-    if missing:
-        raise ArgumentError(f"method {name!r} needs the option {', '.join(missing)}")
+    check_options("method", name, options_of(cls), options)
     return cls(domains, **options)
 
 
@@ -121,7 +110,7 @@ def method_names() -> list[str]:
 
 def method_options(name: str) -> dict[str, Any]:
     """A method's options with their defaults; `...` where there is none."""
-    return _options(_class(name))
+    return options_of(_class(name))
 
 
 def methods() -> dict[str, MethodInfo]:
@@ -129,7 +118,7 @@ def methods() -> dict[str, MethodInfo]:
     found = {}
     for name in _METHODS:
         cls = _class(name)
-        known = _options(cls)
+        known = options_of(cls)
         found[name] = MethodInfo(
             name=name,
             family=cls.family,
@@ -147,21 +136,9 @@ def methods() -> dict[str, MethodInfo]:
 def _class(name: str) -> type[Method]:
     entry = _METHODS.get(name) if isinstance(name, str) else None
     if entry is None:
-        close = get_close_matches(str(name), _METHODS, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise ArgumentError(f"no method is named {name!r}{hint}; known: {', '.join(_METHODS)}")
+        raise unknown_name("method", name, _METHODS)
     if isinstance(entry, str):
         importlib.import_module(entry)  # its @register puts the class in the dict
         entry = _METHODS[name]
     assert not isinstance(entry, str), f"{entry} does not register {name!r}"
     return entry
-
-
-def _options(cls: type[Method]) -> dict[str, Any]:
-    """Keyword-only arguments of the constructor and their defaults; ... where there is none."""
-    parameters = inspect.signature(cls.__init__).parameters.values()
-    return {
-        p.name: ... if p.default is p.empty else p.default
-        for p in parameters
-        if p.kind is p.KEYWORD_ONLY
-    }

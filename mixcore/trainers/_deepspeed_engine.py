@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from mixcore.dataset import MixDataset
 from mixcore.errors import ArgumentError, ArgumentTypeError
 from mixcore.ledger import Ledger
@@ -74,7 +76,20 @@ def check_engine(engine: Any) -> None:
     """
     if not hasattr(engine, "global_samples") or not hasattr(engine, "train_batch_size"):
         raise ArgumentTypeError(f"engine must be from deepspeed.initialize, got {engine!r}")
-    config = config_of(engine)
+    check_config(config_of(engine))
+    _one_reader_a_sample(getattr(engine, "sequence_parallel_size", 1))
+    if getattr(engine, "training_dataloader", None) is not None:
+        raise ArgumentError(
+            "deepspeed.initialize must be called without training_data: the loader is made here"
+        )
+
+
+def check_config(config: Mapping[str, Any]) -> None:
+    """Refuse sections of a DeepSpeed configuration that choose or cut samples.
+
+    Raises:
+        ArgumentError: Names the section and the reason.
+    """
     efficiency = config.get("data_efficiency") or {}
     sampling = efficiency.get("data_sampling") or {}
     if efficiency.get("enabled") and sampling.get("enabled"):
@@ -86,14 +101,15 @@ def check_engine(engine: Any) -> None:
         raise ArgumentError(
             "curriculum_learning must not be enabled: it cuts the samples that the mixture counts"
         )
-    if int(getattr(engine, "sequence_parallel_size", 1) or 1) > 1:
+    # Without data_parallel_size beside it an engine makes no sequence groups, and says 1.
+    _one_reader_a_sample(config.get("sequence_parallel_size"))
+
+
+def _one_reader_a_sample(size: Any) -> None:
+    if int(size or 1) > 1:
         raise ArgumentError(
-            f"sequence_parallel_size must be 1, got {engine.sequence_parallel_size}: the ranks of "
-            f"a sequence group would read different samples"
-        )
-    if getattr(engine, "training_dataloader", None) is not None:
-        raise ArgumentError(
-            "deepspeed.initialize must be called without training_data: the loader is made here"
+            f"sequence_parallel_size must be 1, got {size}: the ranks of a sequence group would "
+            f"read different samples"
         )
 
 
@@ -109,6 +125,36 @@ def domains_of(datasets: Any, ledger: Ledger | None) -> Sequence[KnownDomain]:
         raise ArgumentTypeError(f"datasets must map names to datasets, got {datasets!r}")
     sizes = {n: len(d) if hasattr(d, "__len__") else None for n, d in datasets.items()}
     return [KnownDomain(name, size) for name, size in sizes.items()]
+
+
+def resize(ledger: Ledger, position: int, batch_size: int) -> int:
+    """Decide a batch size; what is decided for later positions stays, at its next batch boundary.
+
+    A batch size decided for later stays as well, and ends this one.
+    """
+    author = "mixcore.trainers.deepspeed"
+    before = ledger.piece_at(position)
+    later = [piece for piece in ledger.pieces_from(position) if piece.start > position]
+    effective = ledger.append(
+        position,
+        batch_size=batch_size,
+        reason=f"train_batch_size {batch_size}",
+        author=author,
+        replace_future=bool(later),
+    )
+    size, shares = before.batch_size, before.shares
+    reason = f"as it was decided before train_batch_size {batch_size}"
+    for piece in later:
+        if piece.batch_size != size:
+            size = piece.batch_size
+            ledger.append(piece.start, batch_size=size, reason=reason, author=author)
+        if np.array_equal(piece.shares, shares):
+            continue  # a batch size alone, which does not stand in the way of a method's weights
+        shares = piece.shares
+        ledger._append_shares(
+            piece.start, np.asarray(shares), piece.floats, reason=reason, author=author
+        )
+    return effective
 
 
 class Piped:

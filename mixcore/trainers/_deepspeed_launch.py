@@ -72,8 +72,8 @@ def wrapped(original: Callable[..., Any], args: Any) -> Callable[..., Any]:
 def _names(args: Any, engine: Any, count: int) -> list[str]:
     """Of the domains, from the section or the file: their order is that of the parts."""
     from mixcore._yaml import parse
+    from mixcore.trainers._deepspeed_check import SECTION
     from mixcore.trainers._deepspeed_engine import config_of
-    from mixcore.trainers.deepspeed import SECTION
 
     section = config_of(engine).get(SECTION) or {}
     entries = section.get("domains") if isinstance(section, dict) else None

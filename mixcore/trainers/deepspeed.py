@@ -2,8 +2,9 @@
 
     parser = mixcore.trainers.deepspeed.add_arguments(deepspeed.add_config_arguments(parser))
     args = parser.parse_args()
+    mixcore.trainers.deepspeed.check(args, None, datasets)        # before the engine is made
     engine, *_ = deepspeed.initialize(args=args, model=model, model_parameters=parameters)
-    loader, mixer = mixcore.trainers.deepspeed.initialize(args, engine, {"web": web, "code": code})
+    loader, mixer = mixcore.trainers.deepspeed.initialize(args, engine, datasets)
     mixer.load_checkpoint(folder)                                 # nothing there: begins anew
     for batch in loader:
         loss_sums, tokens = ...                                   # one entry a sample
@@ -24,11 +25,20 @@ import numpy as np
 from mixcore.controller import default_lag
 from mixcore.dataset import MixDataset
 from mixcore.errors import ArgumentError, LedgerError
+from mixcore.groups import method_of
 from mixcore.guards import guards_from
 from mixcore.ledger import Ledger
-from mixcore.methods import method as build
 from mixcore.sampler import Sampler
-from mixcore.trainers._deepspeed_engine import Piped, check_engine, config_of, domains_of, facts_of
+from mixcore.trainers._deepspeed_check import SECTION
+from mixcore.trainers._deepspeed_check import check as check
+from mixcore.trainers._deepspeed_engine import (
+    Piped,
+    check_engine,
+    config_of,
+    domains_of,
+    facts_of,
+    resize,
+)
 from mixcore.trainers.ledger_file import attach
 from mixcore.trainers.loader import Collate
 from mixcore.trainers.mixer import Mixer
@@ -37,7 +47,6 @@ from mixcore.trainers.settings import add_arguments as add_arguments
 
 logger = logging.getLogger("mixcore")
 
-SECTION = "data_mixing"  # of ds_config.json
 KEY = "mixcore"  # of a checkpoint's client_state
 LOGGED = 1024  # domains: beyond, the monitors get nothing by domain
 
@@ -84,7 +93,7 @@ def initialize(
     names = domains_of(datasets, ledger)
     settings = load_settings(
         args,
-        section=_section(engine),
+        section=config_of(engine).get(SECTION),
         section_name=f"{SECTION} in the DeepSpeed configuration",
         given={"batch_size": facts.batch_size},
         domains=names,
@@ -136,7 +145,7 @@ class DeepSpeedMixer(Mixer):
         wanted = settings.config.method
         method, options = None, dict[str, Any]()
         if wanted is not None:
-            made = build(wanted.name, domains=ledger.domains, **wanted.options)
+            made = method_of(settings.config, ledger.domains)
             if made.dynamic:
                 method = made
                 options = {
@@ -257,7 +266,7 @@ class DeepSpeedMixer(Mixer):
         """Decide another batch size, from the first step that no rank has prefetched on.
 
         On all ranks alike, at a step's end. The engine's own `set_train_batch_size` is called when
-        it is in force: samples that are prefetched already keep their batches.
+        it is in force: samples that are prefetched already keep their batches. A schedule goes on.
 
         Returns:
             The position from which it is in force.
@@ -278,13 +287,7 @@ class DeepSpeedMixer(Mixer):
             lag = max(lag, self.controller.lag_steps)
         for _ in range(lag + 1):
             position += self.ledger.batch_at(position)[1]
-        return self.ledger.append(
-            position,
-            batch_size=train_batch_size,
-            reason=f"train_batch_size {train_batch_size}",
-            author="mixcore.trainers.deepspeed",
-            replace_future=True,
-        )
+        return resize(self.ledger, position, train_batch_size)
 
     def _attach(self) -> None:
         """Begin to keep the ledger in its file: once it is known from where the run goes on."""
@@ -378,10 +381,6 @@ class DeepSpeedMixer(Mixer):
         self._steps_seen = self.engine.global_steps
         self._logged_at = self.position
         self._match_batch_size()
-
-
-def _section(engine: Any) -> Any:
-    return config_of(engine).get(SECTION)
 
 
 if __name__ == "__main__":
