@@ -43,12 +43,12 @@ def go_on(run: Run, controller: Controller) -> None:
         )
     if controller.lag_steps > was:
         logger.info("the lag was %d steps and is %d from here on", was, controller.lag_steps)
-    name, domains = before["method"]["name"], len(run.ledger.domains)
+    name = before["method"]["name"]
     if name != controller.method.name:
         logger.info("the method was %r and is %r from here on", name, controller.method.name)
         return
-    if len(before["accumulated"]) != domains:
-        logger.info("there are new domains: method %r begins anew with all %d", name, domains)
+    if len(before["accumulated"]) != len(run.ledger.domains):
+        logger.info("domains are new: the method %r begins anew", name)
         return
     # The ledger is the checkpoint's own, and perhaps what the new command line adds to it.
     now = {"decisions": run.ledger.num_decisions, "digest": run.ledger.digest}
