@@ -56,7 +56,10 @@ def apply(groups: Iterable[str] | None = None) -> list[str]:
 
 
 def undo() -> None:
-    """Give Megatron back as it was; see `engine.undo`."""
+    """Give Megatron back as it was, and forget the run; see `engine.undo`."""
+    from megatron_patch import state
+
+    state.end()
     engine.undo()
 
 

@@ -52,6 +52,7 @@ def request_from(
     args: Any,
     batch_sizes: Sequence[tuple[int, int]] | None = None,
     moved: Mapping[str, str] | None = None,
+    known: Mapping[str, str] | None = None,
 ) -> Request:
     """Read Megatron-DeepSpeed's parsed arguments; those of a checkpoint will do.
 
@@ -59,6 +60,7 @@ def request_from(
         args: After its own validation.
         batch_sizes: Where it is not `args.global_batch_size` all through.
         moved: Name of a domain -> prefix where its files are now.
+        known: As for `domain_names`.
 
     Raises:
         ArgumentError: There is no blend, or its files cannot be read as one.
@@ -69,7 +71,7 @@ def request_from(
     if not words:
         raise ArgumentError("the mixture needs --data-path or --train-data-path")
     prefixes, weights = blend_of(words)
-    names = domain_names(prefixes)
+    names = domain_names(prefixes, known)
     prefixes = [(moved or {}).get(n, p) for n, p in zip(names, prefixes, strict=True)]
     split = _sequences(None if whole else args.split)
     size = args.global_batch_size
@@ -82,6 +84,12 @@ def request_from(
         train_samples=args.train_samples or args.train_iters * size,
         batch_sizes=tuple(batch_sizes or ((0, size),)),
     )
+
+
+def prefixes_from(args: Any) -> list[str]:
+    """The prefixes of the train blend in Megatron-DeepSpeed's parsed arguments."""
+    words = args.data_path or args.train_data_path
+    return blend_of(words)[0] if words else []
 
 
 def blend_of(words: Sequence[str]) -> tuple[list[str], tuple[float, ...] | None]:

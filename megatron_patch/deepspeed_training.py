@@ -6,7 +6,7 @@ from typing import Any
 
 from megatron_patch import state, training
 from megatron_patch.blend import MixedDataset
-from megatron_patch.deepspeed_data import request_from
+from megatron_patch.deepspeed_data import prefixes_from, request_from
 from megatron_patch.live import Live
 from megatron_patch.request import Request
 from megatron_patch.rows import arguments
@@ -99,9 +99,13 @@ class DeepSpeedTrainer(Trainer):
                 f"consumed, so nobody can tell what was trained on"
             )
 
-    def request(self, args: Any) -> Request:
+    def request(self, args: Any, known: Mapping[str, str] | None) -> Request:
         """What the command line of this run asks for."""
-        return request_from(args, batch_sizes(args))
+        return request_from(args, batch_sizes(args), known=known)
+
+    def prefixes(self, saved: Any) -> list[str]:
+        """Of the train blend that is saved in a checkpoint."""
+        return prefixes_from(saved)
 
     def request_of_checkpoint(self, saved: Any, moved: Mapping[str, str]) -> Request:
         """What the command line asked for that is saved in a checkpoint."""

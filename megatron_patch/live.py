@@ -58,6 +58,7 @@ class Live:
         self._micro_batch = 0
         self._logged_at: int | None = None
         self._mute = False
+        self._trained = False  # since the last update: not all iterations were skipped
 
     # Inside Megatron's step ----------------------------------------------------------------------
 
@@ -161,8 +162,13 @@ class Live:
 
     # After it ------------------------------------------------------------------------------------
 
-    def after(self, iteration: int) -> None:
+    def after(self, iteration: int, skipped: bool = False) -> None:
         """The optimizer has stepped: observe, decide where that is due, log.
+
+        Args:
+            iteration: Of Megatron, for the log.
+            skipped: Nothing was trained in it (`--iterations-to-skip`). Where that is so of all
+                since the last update, the next one is left out: there are no losses to decide by.
 
         Raises:
             LedgerError: Ranks disagree, or a decision comes too late.
@@ -176,8 +182,15 @@ class Live:
         window = None
         if self.controller is not None:
             before = self.controller.window
-            effective = self.controller.step(position)
+            self._trained = self._trained or not skipped
+            effective = None
+            if self._trained:
+                effective = self.controller.step(position)
+            else:
+                self.controller.skip(position)
             window = None if self.controller.window is before else self.controller.window
+            if window is not None:
+                self._trained = False
             if effective is not None and self.ranks.rank == 0:
                 made = self.ledger.decisions[-1]
                 logger.info("from position %d on, by %s: %s", effective, made.author, made.reason)
@@ -277,7 +290,8 @@ def wrap_dummy_train_step(original: Callable[..., Any]) -> Callable[..., Any]:
         given = get_args()
         live.before(given.consumed_train_samples, get_num_microbatches())
         result = original(*args, **kwargs)
-        live.after(live.ledger.step_of_position(given.consumed_train_samples) + 1)
+        iteration = live.ledger.step_of_position(given.consumed_train_samples) + 1
+        live.after(iteration, skipped=True)
         return result
 
     return dummy_train_step

@@ -7,6 +7,7 @@ from typing import Any
 
 from megatron_patch import state
 from megatron_patch.blend import MixedDataset
+from mixcore import Ledger
 from mixcore.batches import Key, MixBatchSampler
 from mixcore.errors import ArgumentError
 
@@ -29,6 +30,7 @@ class MixSampler:
         micro_batch_size: int,
         data_parallel_rank: int,
         data_parallel_size: int,
+        end: int | None = None,
     ) -> None:
         self.total_samples = total_samples
         self.consumed_samples = consumed_samples
@@ -42,6 +44,7 @@ class MixSampler:
             rank=data_parallel_rank,
             world_size=data_parallel_size,
             position=consumed_samples,
+            end=end,  # what comes after it is not fetched ahead: it may not be there
         )
 
     def __len__(self) -> int:
@@ -61,13 +64,24 @@ def wrap_data_loader(original: Callable[..., Any]) -> Callable[..., Any]:
         run = state.current()
         if run is None:
             raise ArgumentError("the dataset belongs to a run that has ended")
-        _building.run = run
+        _building.run, _building.end = run, _end(run.ledger, consumed_samples)
         try:
             return original(dataset, consumed_samples)
         finally:
             _building.run = None
 
     return build_pretraining_data_loader
+
+
+def _end(ledger: Ledger, consumed: int) -> int | None:
+    """The position at which Megatron's last iteration ends."""
+    from megatron.training import get_args
+
+    args = get_args()
+    if args.train_iters is None:
+        return None
+    left = max(0, args.train_iters - args.iteration)
+    return ledger.position_of_step(ledger.step_of_position(consumed) + left)
 
 
 def wrap_sampler(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -91,6 +105,6 @@ def wrap_sampler(original: Callable[..., Any]) -> Callable[..., Any]:
         ranks = (data_parallel_rank, data_parallel_size)
         if run is None:
             return original(*given, *ranks, drop_last)
-        return MixSampler(run, *given, *ranks)
+        return MixSampler(run, *given, *ranks, _building.end)
 
     return make_sampler

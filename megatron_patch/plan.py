@@ -204,27 +204,38 @@ def continue_with(
     if changed or added:
         _decide_weights(ledger, request, settings, consumed, added)
     if size is not None or plan:
-        if size is not None:
-            later = [p for p in ledger.pieces if p.start > consumed]
-            if any(not np.array_equal(p.shares, later[0].shares) for p in later):
-                raise ArgumentError(
-                    "the batch size changes and weights are scheduled for later: not both at one "
-                    "resume; resume once with the old schedule or the old batch size"
-                )
-        steps = tuple(Step(at, None, None, n) for at, n in plan)
-        piece = ledger.piece_at(consumed)
-        ledger._commit(
-            Decision(
-                consumed,
-                piece.shares,
-                piece.floats,
-                size,
-                schedule=ResolvedSchedule("piecewise", 1, steps) if steps else None,
-                replace_future=True,
-                reason="batch size of the resumed run",
-                author=AUTHOR,
-            )
+        _decide_sizes(ledger, consumed, size, plan)
+
+
+def _decide_sizes(
+    ledger: Ledger, consumed: int, size: int | None, plan: Sequence[tuple[int, int]]
+) -> None:
+    """Append batch sizes from `consumed` on; weights decided for later stay, from the next batch.
+
+    Args:
+        ledger: The run's.
+        consumed: Where the change is.
+        size: Samples a step from there on; None: as before.
+        plan: (position, samples a step) of later changes, instead of those decided before.
+    """
+    current, *later = ledger.pieces_from(consumed)
+    steps = [Step(at, None, None, n) for at, n in plan]
+    for before, piece in zip([current, *later], later, strict=False):
+        if not np.array_equal(before.shares, piece.shares):
+            steps.append(Step(piece.start, piece.shares, piece.floats, None))
+    steps.sort(key=lambda step: step.position)
+    ledger._commit(
+        Decision(
+            consumed,
+            current.shares,
+            current.floats,
+            size,
+            schedule=ResolvedSchedule("piecewise", 1, tuple(steps)) if steps else None,
+            replace_future=True,
+            reason="batch size of the resumed run",
+            author=AUTHOR,
         )
+    )
 
 
 def _decide_weights(

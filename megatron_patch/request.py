@@ -5,6 +5,7 @@ The rules are Megatron's: blended_megatron_dataset_builder.py (sizes and splits)
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -91,6 +92,7 @@ def request_from(
     args: Any,
     batch_sizes: Sequence[tuple[int, int]] | None = None,
     moved: Mapping[str, str] | None = None,
+    known: Mapping[str, str] | None = None,
 ) -> Request:
     """Read Megatron's parsed arguments; those of a checkpoint will do.
 
@@ -98,6 +100,7 @@ def request_from(
         args: After Megatron's own validation.
         batch_sizes: Where it is not `args.global_batch_size` all through.
         moved: Where the files of a domain lie now, by name; those of others are where they were.
+        known: As for `domain_names`.
 
     Raises:
         ArgumentError: There is no blend, or its files cannot be read as one.
@@ -123,7 +126,17 @@ def request_from(
         batch_sizes=tuple(batch_sizes or ((0, size),)),
         surplus=getattr(args, "mid_level_dataset_surplus", None) or SURPLUS,
         moved=moved,
+        known=known,
     )
+
+
+def prefixes_from(args: Any) -> list[str]:
+    """The prefixes of the train blend in Megatron's parsed arguments; nothing is opened."""
+    from megatron.training.utils import get_blend_and_blend_per_split
+
+    blend, per_split = get_blend_and_blend_per_split(args)
+    found = blend or (per_split[0] if per_split else None)
+    return [] if found is None else [str(p) for p in found[0]]
 
 
 def request_for(
@@ -137,6 +150,7 @@ def request_for(
     batch_sizes: tuple[tuple[int, int], ...],
     surplus: float,
     moved: Mapping[str, str] | None = None,
+    known: Mapping[str, str] | None = None,
 ) -> Request:
     """The request of a blend as Megatron's dataset configuration holds it.
 
@@ -150,6 +164,7 @@ def request_for(
         batch_sizes: (first position, samples a step).
         surplus: Of the mid-level datasets.
         moved: As for `request_from`.
+        known: Likewise.
     """
     if blend is None:
         blend = None if per_split is None else per_split[0]
@@ -162,7 +177,7 @@ def request_for(
     if split is None:
         raise ArgumentError("--split must leave something to train on")
     prefixes, weights = blend
-    names = domain_names(prefixes)
+    names = domain_names(prefixes, known)
     moved = moved or {}
     prefixes = [moved.get(n, prefix) for n, prefix in zip(names, prefixes, strict=True)]
     return Request(
@@ -229,23 +244,38 @@ def _corpus(
     return Corpus(str(prefix), name, tokens, samples)
 
 
-def domain_names(prefixes: Sequence[str]) -> list[str]:
-    """Unique names, short where they can be.
+def domain_names(prefixes: Sequence[str], known: Mapping[str, str] | None = None) -> list[str]:
+    """Unique names, short where they can be; a prefix that has a name already keeps it.
 
     Example:
         >>> domain_names(["data/web_text_document", "a/code", "b/code", "b/code"])
         ['web_text_document', 'a/code', 'b/code', 'b/code#2']
+        >>> domain_names(["a/code", "b/code"], known={"code": "a/code"})
+        ['code', 'b/code']
+
+    Args:
+        prefixes: Of the command line.
+        known: Name -> prefix of the domains that the run has had so far. Without it a domain would
+            become another one as soon as one of the same last part is added or left out.
     """
-    last = [str(p).rstrip("/").rpartition("/")[2] for p in prefixes]
-    times: dict[str, int] = {}
-    for name in last:
-        times[name] = times.get(name, 0) + 1
-    names, seen = [], dict[str, int]()
-    for prefix, short in zip(prefixes, last, strict=True):
-        name = short if times[short] == 1 else str(prefix)
-        seen[name] = seen.get(name, 0) + 1
-        names.append(name if seen[name] == 1 else f"{name}#{seen[name]}")
-    return names
+    words = [str(p) for p in prefixes]
+    had: dict[str, list[str]] = {}
+    for name, prefix in (known or {}).items():
+        had.setdefault(prefix, []).append(name)
+    names = [had[word].pop(0) if had.get(word) else None for word in words]
+    last = [word.rstrip("/").rpartition("/")[2] for word in words]
+    times = Counter(last)
+    taken = {name for name in names if name is not None}
+    for place, (word, short) in enumerate(zip(words, last, strict=True)):
+        if names[place] is None:
+            name = base = short if times[short] == 1 and short not in taken else word
+            number = 1
+            while name in taken:
+                number += 1
+                name = f"{base}#{number}"
+            names[place] = name
+            taken.add(name)
+    return [name for name in names if name is not None]
 
 
 @dataclass(frozen=True)

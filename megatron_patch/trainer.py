@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from megatron_patch.request import Request, request_from
+from megatron_patch.request import Request, prefixes_from, request_from
 from mixcore.errors import ArgumentError
 
 REFUSED = (
@@ -58,9 +58,18 @@ class Trainer:
         """Refuse flags that contradict a live mixture."""
         refuse(args)
 
-    def request(self, args: Any) -> Request:
-        """What the command line of this run asks for."""
-        return request_from(args, _batch_sizes())
+    def request(self, args: Any, known: Mapping[str, str] | None) -> Request:
+        """What the command line of this run asks for.
+
+        Args:
+            args: Parsed.
+            known: Name -> prefix of the domains that the run has had so far.
+        """
+        return request_from(args, _batch_sizes(), known=known)
+
+    def prefixes(self, saved: Any) -> list[str]:
+        """Of the train blend that is saved in a checkpoint; nothing is opened."""
+        return prefixes_from(saved)
 
     def request_of_checkpoint(self, saved: Any, moved: Mapping[str, str]) -> Request:
         """What the command line asked for that is saved in a checkpoint.

@@ -7,10 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from megatron_patch import plan, state
+import numpy as np
+
+from megatron_patch import control, plan, refusals, state
 from megatron_patch.live import Live
-from megatron_patch.request import Request
-from megatron_patch.state import Run
+from megatron_patch.request import Request, domain_names
+from megatron_patch.state import NOTES, Run
 from megatron_patch.trainer import MEGATRON, Trainer, refuse
 from mixcore import Controller, Ledger, method
 from mixcore.controller import OWN
@@ -91,9 +93,17 @@ def wrap_data_loaders(original: Callable[..., Any]) -> Callable[..., Any]:
         from megatron.training import get_args
 
         given = get_args()
-        if mixes(given) and state.current() is None and not given.skip_train:
-            begin(given)
-        return original(*args, **kwargs)
+        if given.skip_train:
+            return original(*args, **kwargs)
+        if not mixes(given):
+            refusals.without_flags(
+                getattr(state.checkpoint(), STATE, None), given.consumed_train_samples
+            )
+            return original(*args, **kwargs)
+        run = state.current() or begin(given)
+        loaders = original(*args, **kwargs)
+        run.live.ranks.exchange(0, run.ledger, refusals.foreign(loaders[0]), np.zeros(0, np.int64))
+        return loaders
 
     return build_train_valid_test_data_loaders
 
@@ -128,10 +138,14 @@ def begin(args: Any, trainer: Trainer = MEGATRON) -> Run:
         raise LedgerError(f"rank 0 could not plan the mixture: {box[0]}")
     request, settings, data, resumed = box[0]
     run = Run(request, settings, Ledger.from_bytes(data), resumed)
-    run.live = _live(args, run, ranks, trainer)
-    if rank == 0:
-        _attach(args, run)
-        _tell(run, args.consumed_train_samples)
+    try:
+        run.live = _live(args, run, ranks, trainer)
+        if rank == 0:
+            _attach(args, run)
+            _tell(run, args.consumed_train_samples)
+    except Exception as e:  # raised by the exchange, once the others know: they wait for this rank
+        failure = e
+    ranks.exchange(0, run.ledger, failure, np.zeros(0, np.int64))
     state.begin(run)
     return run
 
@@ -139,7 +153,8 @@ def begin(args: Any, trainer: Trainer = MEGATRON) -> Run:
 def _planned(args: Any, trainer: Trainer) -> tuple[Request, Settings, bytes, dict[str, Any] | None]:
     """Rank 0's: request, settings, the ledger's bytes, the state that is gone on from."""
     consumed, saved = args.consumed_train_samples, state.checkpoint()
-    request = trainer.request(args)
+    resumed = _saved_state(saved, consumed) if saved is not None and consumed else None
+    request = trainer.request(args, _known_names(trainer, saved, consumed, resumed))
     settings = plan.settings_for(args, request)
     if consumed and saved is None:
         raise LedgerError(
@@ -148,8 +163,8 @@ def _planned(args: Any, trainer: Trainer) -> tuple[Request, Settings, bytes, dic
         )
     if saved is None or not consumed:
         return request, settings, plan.new_ledger(request, settings).to_bytes(), None
-    resumed = _saved_state(saved, consumed)
     if resumed is None:
+        refusals.adoption(saved)
         now = dict(zip(request.names, request.prefixes, strict=True))
         before = trainer.request_of_checkpoint(saved, now)
         ledger = plan.adopted_ledger(before, request, settings, consumed)
@@ -158,6 +173,19 @@ def _planned(args: Any, trainer: Trainer) -> tuple[Request, Settings, bytes, dic
     ledger = Ledger.from_bytes(resumed["ledger"].encode())
     plan.continue_with(ledger, request, settings, consumed, resumed["asked"])
     return request, settings, ledger.to_bytes(), resumed
+
+
+def _known_names(
+    trainer: Trainer, saved: Any, consumed: int, resumed: dict[str, Any] | None
+) -> dict[str, str] | None:
+    """Name -> prefix of the domains of a run that is gone on with."""
+    if saved is None or not consumed:
+        return None
+    if resumed is None:
+        prefixes = trainer.prefixes(saved)
+        return dict(zip(domain_names(prefixes), prefixes, strict=True))
+    found: dict[str, str] = Ledger.from_bytes(resumed["ledger"].encode()).notes[NOTES]["prefixes"]
+    return found
 
 
 def _saved_state(saved: Any, consumed: int) -> dict[str, Any] | None:
@@ -192,20 +220,22 @@ def _live(args: Any, run: Run, ranks: Ranks, trainer: Trainer) -> Live:
     controller = None
     method = _dynamic_method(run)
     if method is not None:
+        micro_batches = trainer.micro_batches()
         controller = Controller.from_config(
             run.settings.config,
             run.ledger,
             method=method,
             num_workers=args.num_workers,
-            micro_batches=trainer.micro_batches(),
+            micro_batches=micro_batches,
             rank=ranks.rank,
             world_size=ranks.world_size,
             reduce=torch_reduce(),
             broadcast=torch_broadcast(),
             log=_decision_log(args),
-            **_lag(run),
+            guards=control.only_present(run),
+            **control.lag(run, args.num_workers, micro_batches),
         )
-        _go_on(run, controller)
+        control.go_on(run, controller)
     return Live(
         run.ledger,
         ranks,
@@ -244,35 +274,6 @@ def _dynamic_method(run: Run) -> Method | None:
             f"{', '.join(gone)} are not on the command line: name them, or leave the method out"
         )
     return made
-
-
-def _lag(run: Run) -> dict[str, Any]:
-    """A lag that is not given stays what it was, whatever the number of workers now."""
-    before = None if run.resumed is None else run.resumed["controller"]
-    if run.settings.lag_steps is None and before is not None:
-        return {"lag_steps": before["lag_steps"]}
-    return {}
-
-
-def _go_on(run: Run, controller: Controller) -> None:
-    """Give the controller its state back, if it is of the same method."""
-    before = None if run.resumed is None else run.resumed["controller"]
-    if before is None:
-        return
-    if before["method"]["name"] != controller.method.name:
-        logger.info(
-            "the method was %r and is %r from here on",
-            before["method"]["name"],
-            controller.method.name,
-        )
-        return
-    decided = run.ledger.decisions[: before["ledger"]["decisions"]]
-    if sum(len(d.add) for d in decided) != len(run.ledger.domains):
-        logger.info("domains are new: the method %r begins anew", controller.method.name)
-        return
-    # The ledger is the checkpoint's own, and perhaps what the new command line adds to it.
-    now = {"decisions": run.ledger.num_decisions, "digest": run.ledger.digest}
-    controller.load_state_dict(before | {"ledger": now})
 
 
 def _attach(args: Any, run: Run) -> None:

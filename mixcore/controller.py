@@ -224,6 +224,17 @@ class Controller:
             return None
         return self._update(position)
 
+    def skip(self, position: int) -> None:
+        """In place of `step`, on every rank, for a batch that was skipped: no update, even if due.
+
+        Args:
+            position: Samples consumed so far, that batch included.
+
+        Raises:
+            ValueError, TypeError: `position` is not one step after the last one.
+        """
+        self._advance(position)
+
     def _advance(self, position: int) -> int:
         position = integer("position", position, 1, MAX_POSITION - 1)
         if self._position is None:

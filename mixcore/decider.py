@@ -80,7 +80,21 @@ class Decider:
         """
         method = self.method
         wanted = {n for n in method.needs if n in OBSERVED and n not in supplied}
+        record: dict[str, Any]
+        nothing = {"shares": None, "floats": None, "reason": "", "author": ""}
         if wanted and not window.samples.any():
+            if window.dropped.any():  # e.g. an overflow, for which the optimizer left the step out
+                why = "no loss was finite"
+                record = {
+                    "step": step,
+                    "position": position,
+                    "effective": effective,
+                    "method": method.name,
+                    "dropped": window.dropped,
+                    "decided": False,
+                    "why": why,
+                }
+                return nothing | {"record": record}
             raise ArgumentError(
                 f"nothing was observed from position {since} to {position}, but method "
                 f"{method.name!r} needs {', '.join(sorted(wanted))}: {HOW['loss_sum']}"
@@ -95,7 +109,7 @@ class Decider:
         }
         signals = Signals(step=step, **{**measured, **supplied})
         proposed = method.update(signals)
-        record: dict[str, Any] = {
+        record = {
             "step": step,
             "position": position,
             "effective": effective,
@@ -106,7 +120,6 @@ class Decider:
             "dropped": window.dropped,
             "proposed": proposed,
         }
-        nothing = {"shares": None, "floats": None, "reason": "", "author": ""}
         end = self.ledger.end(effective)
         past = self.train_samples is not None and effective >= self.train_samples
         if method.silent or past or (end is not None and end[0] <= effective):

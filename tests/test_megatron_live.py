@@ -1,5 +1,6 @@
 """What the Megatron patch does beside a training step, without Megatron."""
 
+import json
 import logging
 from functools import partial
 
@@ -130,6 +131,39 @@ def test_a_controller_decides_from_what_was_observed():
     assert [p.start for p in ledger.pieces] == [0, 3 * BATCH]
     assert live.state_dict()["position"] == 2 * BATCH
     assert live_of(ledger).state_dict() is None
+
+
+def test_a_step_without_a_finite_loss_decides_nothing(tmp_path):
+    ledger = new_ledger()
+    build = method("loss_proportional", domains=DOMAINS)
+    log = tmp_path / "log.jsonl"
+    controller = Controller(ledger, build, update_every=1, lag_steps=1, log=log)
+    live = live_of(ledger, controller=controller)
+    losses, mask = numbers()
+    for number, wrong in enumerate((float("nan"), 1.0, float("inf"))):
+        step(live, number * BATCH, losses * wrong, mask)
+        live.after(number + 1)
+    assert [p.start for p in ledger.pieces] == [0, 3 * BATCH]
+    records = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [r["decided"] for r in records] == [False, True, False]
+    assert records[0]["why"] == "no loss was finite"
+    assert sum(records[0]["dropped"]) == 6
+
+
+def test_skipped_iterations_without_a_loss_leave_an_update_out():
+    ledger = new_ledger()
+    build = method("loss_proportional", domains=DOMAINS)
+    controller = Controller(ledger, build, update_every=2, lag_steps=1)
+    live = live_of(ledger, controller=controller)
+    for number in range(6):
+        skipped = number in (0, 1, 3)  # nothing before the first update, half before the second
+        if skipped:
+            live.before(number * BATCH, 3)
+        else:
+            step(live, number * BATCH, *numbers(number))
+        live.after(number + 1, skipped=skipped)
+    assert [p.start for p in ledger.pieces] == [0, 5 * BATCH, 7 * BATCH]
+    assert live.state_dict()["step"] == 6
 
 
 def test_ranks_that_do_not_observe_step_all_the_same():

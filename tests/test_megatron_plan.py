@@ -55,6 +55,22 @@ def test_domain_names_are_unique_and_short():
     assert domain_names(["web"]) == ["web"]
 
 
+def test_a_domain_keeps_its_name_whatever_stands_beside_it():
+    first = ["a/web", "a/code"]
+    known = dict(zip(domain_names(first), first, strict=True))
+    assert domain_names(["b/web", "a/web", "c/code"], known) == ["b/web", "web", "code"]
+    both = ["a/web", "b/web", "b/web"]
+    known = dict(zip(domain_names(both), both, strict=True))
+    assert list(known) == ["a/web", "b/web", "b/web#2"]
+    assert domain_names(["b/web", "b/web"], known) == ["b/web", "b/web#2"]
+    assert domain_names(["a/web", "c/web"], known) == ["a/web", "c/web"]
+    assert domain_names(["web", "web#2", "x/web"], {"web": "x/web"}) == [
+        "web#2",
+        "web#2#2",
+        "web",
+    ]
+
+
 @pytest.mark.parametrize("split", [(0.0, 1.0), (0.0, 0.9), (0.25, 0.6)])
 def test_corpora_are_counted_as_megatron_counts(tmp_path, split):
     lengths = np.random.default_rng(3).integers(1, 40, size=57)
@@ -236,6 +252,38 @@ def test_another_batch_size(tmp_path):
     after = resumed(ledger, before, now, 80)
     assert [p[:2] for p in pieces(after)] == [(0, 8), (80, 4), (96, 12)]
     assert after.weights_at(200).tolist() == pytest.approx([0.25, 0.25, 0.5])
+
+
+def test_another_batch_size_leaves_weights_that_are_scheduled_for_later(tmp_path):
+    first = [{"at": 160, "weights": [1, 1, 2]}, {"at": 248, "weights": [3, 1, 0]}]
+    before, now = request(), request(batch_sizes=((0, 16), (200, 32)))
+    for number in (1, 2):
+        schedule = first[:number]
+        ledger = plan.new_ledger(before, settings(before, tmp_path, schedule=schedule))
+        after = resumed(ledger, before, now, 80, tmp_path=tmp_path, schedule=schedule)
+        half, last = pytest.approx([0.25, 0.25, 0.5]), pytest.approx([0.75, 0.25, 0.0])
+        expected = [
+            (0, 8, pytest.approx([0.5, 0.3, 0.2])),
+            (80, 16, pytest.approx([0.5, 0.3, 0.2])),
+            (160, 16, half),
+            (208, 32, half),
+            (272, 32, last),  # the next batch after 248
+        ]
+        assert pieces(after) == expected[: 3 + number]
+
+
+def test_batch_size_and_weights_and_schedule_change_at_once(tmp_path):
+    before = request()
+    ledger = plan.new_ledger(before, settings(before))
+    now = request((1.0, 1.0, 2.0), batch_sizes=((0, 24),))
+    later = [{"at": 216, "weights": [0, 1, 1]}, {"at": 336, "weights": [1, 0, 1]}]
+    after = resumed(ledger, before, now, 80, tmp_path=tmp_path, schedule=later)
+    assert pieces(after) == [
+        (0, 8, pytest.approx([0.5, 0.3, 0.2])),
+        (80, 24, pytest.approx([0.25, 0.25, 0.5])),
+        (224, 24, pytest.approx([0.0, 0.5, 0.5])),
+        (344, 24, pytest.approx([0.5, 0.0, 0.5])),
+    ]
 
 
 def test_what_cannot_change(tmp_path):

@@ -217,3 +217,35 @@ def test_order_megatron_is_stock_under_step_batch_sizes(corpus, tmp_path):
     order = ["--mix-order", "megatron"]
     run = train(tmp_path / "b", corpus, flags=[*flags, *order], patched=True, **options)
     assert (run.positions() == plain.positions()).all()
+
+
+def test_a_cap_that_the_run_just_does_not_reach(corpus, tmp_path):
+    """Workers fetch ahead of the last iteration, where on_cap="error" has nothing to give."""
+    weights = zip(("domain0", "domain1", "domain2"), (0.77, 0.13, 0.1), strict=True)
+    domains = [{"name": n, "weight": w, "max_epochs": 1 if w == 0.77 else 9} for n, w in weights]
+    config = write_yaml(tmp_path / "mix.yaml", on_cap="error", domains=domains)
+    run = train(tmp_path / "run", corpus, flags=[*config, "--num-workers", "4"], patched=True)
+    assert len(run.positions()) == 400
+
+
+def test_a_resume_with_more_workers_another_batch_size_and_a_new_domain(corpus, tmp_path):
+    """Under a method, whose lag has to grow; then once more, on two ranks."""
+    folder = tmp_path / "checkpoint"
+    method = {"name": "odm", "warmup_steps": 2, "update_every": 2}
+    flags = [*write_yaml(tmp_path / "mix.yaml", method=method), *saved(folder)]
+    flags += ["--override-opt-param-scheduler"]
+    two = ["--data-path", "0.6", corpus.prefixes[0], "0.4", corpus.prefixes[1]]
+    stop = ["--exit-interval", "11"]
+    first = train(tmp_path / "a", corpus, flags=[*flags, *two, *stop], patched=True)
+    options = {"global_batch": 16, "weights": AFTER, "patched": True}
+    stop = ["--exit-interval", "19", "--num-workers", "4"]
+    second = train(tmp_path / "b", corpus, flags=[*flags, *stop], **options)
+    flags += ["--num-workers", "3"]
+    third = train(tmp_path / "c", corpus, ranks=2, iterations=30, flags=flags, **options)
+    ledger = ledger_of(folder)
+    positions = np.concatenate([r.positions() for r in (first, second, third)])
+    assert len(positions) == 11 * 8 + 19 * 16
+    assert (positions == expected_balanced(ledger, corpus, len(positions), SEQUENCE)).all()
+    check_nothing_lost(ledger, len(positions))
+    assert {p.batch_size for p in ledger.pieces if p.start >= 88} == {16}
+    assert sum(p.start > 88 for p in ledger.pieces) > 5
