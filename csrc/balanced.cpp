@@ -217,7 +217,8 @@ std::vector<Span> BalancedPlan::Spans(i64 start, i64 count) {
     const i64 from = std::max(start, segments_[i]->start);
     const i64 next = i + 1 < segments_.size() ? segments_[i + 1]->start : kNever;
     if (from >= stop) break;
-    spans.push_back({segments_[i]->serial, from, std::min(stop, next)});
+    const i64 to = std::min(stop, next);
+    if (from < to) spans.push_back({segments_[i]->serial, from, to});  // a cap may leave one empty
   }
   return spans;
 }

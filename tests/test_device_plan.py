@@ -57,6 +57,18 @@ def test_random_histories(seed, data):
         same(sampler.at(positions, device="cuda"), sampler.at(positions))
 
 
+@pytest.mark.parametrize("seed", [510510, *range(60)])
+def test_spans_cover_a_window_without_an_empty_one(seed):
+    """510510 has a segment that a cap leaves empty: nothing may be launched for it."""
+    ledger = random_history(seed)
+    end = end_of(ledger, 5_000)
+    spans = ledger._plan.spans(0, end)
+    assert all(begin < stop for _, begin, stop in spans)
+    edges = [0, *(stop for _, _, stop in spans)]
+    assert [begin for _, begin, _ in spans] == edges[:-1]
+    assert edges[-1] == end
+
+
 def test_a_window_over_many_segments(cuda):
     fake, _ = cuda
     ledger = make_ledger(6, batch_size=10, size=77)
