@@ -6,7 +6,7 @@
 its line in the ledger's file (fsynced) included, for every training step of the demo's full-size
 model, against that step, on one rank. `ranks`: the same on two ranks that talk over gloo, one core
 each, every rank with half of the batch; a training step ends with a barrier, as with the reduction
-of gradients.
+of gradients. `mixer`: what DeepSpeed's, Transformers' and Lightning's adapters call, on one rank.
 `decisions`: one update of each method that looks at losses, at 1,000 domains; and, for ODM, all of
 a decision: signals, guards, reason, shares, append. ADO's refit is a row of its own, for one
 domain and without a limit: it may run in a thread (fit_lag).
@@ -30,6 +30,7 @@ from run import compare, main_of
 
 import mixcore
 from mixcore.distributed import torch_broadcast, torch_reduce
+from mixcore.trainers.mixer import Mixer
 
 sys.path.append(str(Path(__file__).parents[1] / "examples" / "demo"))  # behind: it has a run.py too
 
@@ -103,6 +104,53 @@ def one_of_two(rank: int, store: str, repeats: int) -> dict[str, object]:
         return overhead_on(rank, 2, repeats)
     finally:
         torch.distributed.destroy_process_group()
+
+
+def mixer(repeats: int) -> Iterator[dict[str, object]]:
+    """`Mixer.observe` of every micro-batch and `Mixer.step`, as under another trainer."""
+    step, batch = train_step(1)
+    domains = domains_of(32)
+    ledger = mixcore.Ledger(domains, [1] * 32, batch_size=batch, seed=1)
+    datasets = {d.name: range(d.size or 0) for d in domains}
+    steered = Mixer(
+        ledger, datasets, mixcore.method("odm", domains=domains, warmup_steps=0), WINDOW
+    )
+    steered.bind(micro_batch_size=MICRO_BATCH, micro_batches=batch // MICRO_BATCH)
+    sampler = mixcore.Sampler(ledger)
+    losses = torch.from_numpy(np.random.default_rng(0).uniform(100, 500, MICRO_BATCH))
+    tokens = torch.full((MICRO_BATCH,), 64)
+
+    def batches(first: int) -> list[dict[str, torch.Tensor]]:
+        picks = sampler.picks(first, batch * WINDOW)
+        made = zip(
+            torch.arange(first, first + batch * WINDOW).split(MICRO_BATCH),
+            torch.from_numpy(picks.domain.astype(np.int64)).split(MICRO_BATCH),
+            strict=True,
+        )
+        return [{"position": p, "domain": d} for p, d in made]
+
+    def steer() -> None:
+        for number, part in enumerate(given.pop(), start=1):
+            steered.observe(part, losses, tokens)
+            if number % (batch // MICRO_BATCH) == 0:
+                steered.step()
+
+    def train() -> None:
+        step()
+        given.append(batches(steered.position))  # a loader's work, and not the mixer's
+
+    given = [batches(0)]
+    yield compare(
+        "mixer, a step of the demo",
+        32,
+        {"observe + step": steer, "training step": train},
+        {"observe + step": WINDOW, "training step": 1},
+        repeats,
+        must=0.005,
+        aim=0.002,
+        slower=False,
+        unit="us",
+    )
 
 
 def overhead_on(rank: int, world_size: int, repeats: int) -> dict[str, object]:
@@ -255,7 +303,7 @@ def whole(
     )
 
 
-PARTS = {f.__name__: f for f in (overhead, ranks, decisions)}
+PARTS = {f.__name__: f for f in (overhead, ranks, mixer, decisions)}
 
 
 if __name__ == "__main__":
