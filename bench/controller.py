@@ -112,9 +112,8 @@ def mixer(repeats: int) -> Iterator[dict[str, object]]:
     domains = domains_of(32)
     ledger = mixcore.Ledger(domains, [1] * 32, batch_size=batch, seed=1)
     datasets = {d.name: range(d.size or 0) for d in domains}
-    steered = Mixer(
-        ledger, datasets, mixcore.method("odm", domains=domains, warmup_steps=0), WINDOW
-    )
+    method = mixcore.method("odm", domains=domains, warmup_steps=0)
+    steered = Mixer(ledger, datasets, method, WINDOW)
     steered.bind(micro_batch_size=MICRO_BATCH, micro_batches=batch // MICRO_BATCH)
     sampler = mixcore.Sampler(ledger)
     losses = torch.from_numpy(np.random.default_rng(0).uniform(100, 500, MICRO_BATCH))
@@ -140,17 +139,20 @@ def mixer(repeats: int) -> Iterator[dict[str, object]]:
         given.append(batches(steered.position))  # a loader's work, and not the mixer's
 
     given = [batches(0)]
-    yield compare(
-        "mixer, a step of the demo",
-        32,
-        {"observe + step": steer, "training step": train},
-        {"observe + step": WINDOW, "training step": 1},
-        repeats,
-        must=0.005,
-        aim=0.002,
-        slower=False,
-        unit="us",
-    )
+    with tempfile.TemporaryDirectory() as folder:
+        ledger.attach(Path(folder) / "ledger.json")
+        yield compare(
+            "mixer, a step of the demo",
+            32,
+            {"observe + step": steer, "training step": train},
+            {"observe + step": WINDOW, "training step": 1},
+            repeats,
+            must=0.005,
+            aim=0.002,
+            slower=False,
+            unit="us",
+        )
+    assert ledger.num_decisions > repeats, f"{ledger.num_decisions} decisions"
 
 
 def overhead_on(rank: int, world_size: int, repeats: int) -> dict[str, object]:
