@@ -112,7 +112,7 @@ def mixer(repeats: int) -> Iterator[dict[str, object]]:
     domains = domains_of(32)
     ledger = mixcore.Ledger(domains, [1] * 32, batch_size=batch, seed=1)
     datasets = {d.name: range(d.size or 0) for d in domains}
-    method = mixcore.method("odm", domains=domains, warmup_steps=0)
+    method = mixcore.method("loss_proportional", domains=domains)
     steered = Mixer(ledger, datasets, method, WINDOW)
     steered.bind(micro_batch_size=MICRO_BATCH, micro_batches=batch // MICRO_BATCH)
     sampler = mixcore.Sampler(ledger)
