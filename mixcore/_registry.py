@@ -1,11 +1,47 @@
 """What the registries of methods and of fits share: options are keyword-only arguments, checked."""
 
+import importlib
 import inspect
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, TypeVar
 
 from mixcore.errors import ArgumentError
+
+T = TypeVar("T")
+
+
+def class_of(kind: str, name: object, registered: Mapping[str, str | type[T]]) -> type[T]:
+    """The class of a name; its module, which registers it, is imported if it has not been.
+
+    Raises:
+        ArgumentError: Nothing has that name.
+    """
+    entry = registered.get(name) if isinstance(name, str) else None
+    if entry is None:
+        raise unknown_name(kind, name, registered)
+    if isinstance(entry, str):
+        importlib.import_module(entry)  # its @register puts the class in the dict
+        entry = registered[str(name)]
+    assert not isinstance(entry, str), f"{entry} does not register {name!r}"
+    return entry
+
+
+def check_new(kind: str, name: str, cls: type, registered: Mapping[str, object]) -> None:
+    """Refuse a class whose name another one has."""
+    there = registered.get(name)
+    if there is not None and there not in (cls, cls.__module__):
+        raise ArgumentError(f"a {kind} named {name!r} exists already: {there}")
+
+
+def described(cls: type) -> dict[str, Any]:
+    """What every list says of a class: options with and without a default, docstring."""
+    known = options_of(cls)
+    return {
+        "required": tuple(o for o, default in known.items() if default is ...),
+        "options": {o: default for o, default in known.items() if default is not ...},
+        "doc": inspect.getdoc(cls) or "",
+    }
 
 
 def options_of(cls: type) -> dict[str, Any]:

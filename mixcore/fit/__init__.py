@@ -4,15 +4,18 @@ The registry is a dict and two functions, as that of the methods; a fit's file i
 is asked for.
 """
 
-import importlib
-import inspect
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from mixcore._registry import check_options, options_of, unknown_name
-from mixcore.errors import ArgumentError
+from mixcore._registry import (
+    check_new,
+    check_options,
+    class_of,
+    described,
+    options_of,
+)
 from mixcore.fit.base import Fit, Fitter
 from mixcore.fit.runs import Runs, read_runs
 from mixcore.fit.task import Corpus, make_task, read_corpus
@@ -72,9 +75,7 @@ def register(cls: F) -> F:
     Raises:
         ArgumentError: Another fitter has that name.
     """
-    there = _FITTERS.get(cls.name)
-    if there is not None and there not in (cls, cls.__module__):
-        raise ArgumentError(f"a fit named {cls.name!r} exists already: {there}")
+    check_new("fit", cls.name, cls, _FITTERS)
     _FITTERS[cls.name] = cls
     return cls
 
@@ -84,15 +85,12 @@ def fitters() -> dict[str, FitterInfo]:
     found = {}
     for name in _FITTERS:
         cls = fitter_class(name)
-        known = options_of(cls)
         found[name] = FitterInfo(
             name=name,
             reads=cls.reads,
             paper=cls.paper,
             tractable=cls.tractable,
-            required=tuple(o for o, default in known.items() if default is ...),
-            options={o: default for o, default in known.items() if default is not ...},
-            doc=inspect.getdoc(cls) or "",
+            **described(cls),
         )
     return found
 
@@ -103,14 +101,7 @@ def fitter_class(name: str) -> type[Fitter]:
     Raises:
         ArgumentError: There is none.
     """
-    entry = _FITTERS.get(name) if isinstance(name, str) else None
-    if entry is None:
-        raise unknown_name("fit", name, _FITTERS)
-    if isinstance(entry, str):
-        importlib.import_module(entry)  # its @register puts the class in the dict
-        entry = _FITTERS[name]
-    assert not isinstance(entry, str), f"{entry} does not register {name!r}"
-    return entry
+    return class_of("fit", name, _FITTERS)
 
 
 def fit(

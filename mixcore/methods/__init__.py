@@ -1,12 +1,16 @@
 """The methods: a dict and three functions. A method's file is imported when it is asked for."""
 
-import importlib
-import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from mixcore._registry import check_options, options_of, unknown_name
+from mixcore._registry import (
+    check_new,
+    check_options,
+    class_of,
+    described,
+    options_of,
+)
 from mixcore.domains import Domain
 from mixcore.errors import ArgumentError
 from mixcore.methods.base import FAMILIES, Method
@@ -74,9 +78,7 @@ def register(cls: M) -> M:
     Raises:
         ArgumentError: Another method has that name, or the class lacks something.
     """
-    there = _METHODS.get(cls.name)
-    if there is not None and there not in (cls, cls.__module__):
-        raise ArgumentError(f"a method named {cls.name!r} exists already: {there}")
+    check_new("method", cls.name, cls, _METHODS)
     if cls.family not in FAMILIES:
         raise ArgumentError(f"family must be one of {FAMILIES}, got {cls.family!r}")
     _METHODS[cls.name] = cls
@@ -118,7 +120,6 @@ def methods() -> dict[str, MethodInfo]:
     found = {}
     for name in _METHODS:
         cls = _class(name)
-        known = options_of(cls)
         found[name] = MethodInfo(
             name=name,
             family=cls.family,
@@ -126,19 +127,10 @@ def methods() -> dict[str, MethodInfo]:
             update_every=cls.update_every,
             cost=cls.cost,
             paper=cls.paper,
-            required=tuple(o for o, default in known.items() if default is ...),
-            options={o: default for o, default in known.items() if default is not ...},
-            doc=inspect.getdoc(cls) or "",
+            **described(cls),
         )
     return found
 
 
 def _class(name: str) -> type[Method]:
-    entry = _METHODS.get(name) if isinstance(name, str) else None
-    if entry is None:
-        raise unknown_name("method", name, _METHODS)
-    if isinstance(entry, str):
-        importlib.import_module(entry)  # its @register puts the class in the dict
-        entry = _METHODS[name]
-    assert not isinstance(entry, str), f"{entry} does not register {name!r}"
-    return entry
+    return class_of("method", name, _METHODS)
